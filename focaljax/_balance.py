@@ -1,0 +1,112 @@
+"""What balances a rare class besides the loss: its weight, and the bias that a head starts from."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from focaljax import _checks
+from focaljax._modulation import wide
+
+
+def class_balanced_weights(counts: ArrayLike, *, beta: ArrayLike = 0.999) -> jax.Array:
+    r"""One weight per class, by the effective number of its examples.
+
+    .. math::
+        w_c \propto \frac{1 - \beta}{1 - \beta^{n_c}}, \qquad \sum_c w_c = C
+
+    beta = 0 weighs all classes alike, beta near 1 by the inverse of their counts.
+
+    Args:
+      counts: shape (C,); the number of training examples of each class, at least 0. A class
+        without any gets the weight of a class with one.
+      beta: in [0, 1).
+
+    Returns:
+      Weights of mean 1, shape (C,), float32 (float64 for float64 counts).
+
+    Raises:
+      AssertionError: when `counts` is not a vector.
+      ValueError: when a count or beta known at trace time is out of range.
+
+    Example:
+      >>> import focaljax
+      >>> for weight in focaljax.class_balanced_weights([900, 90, 10]):
+      ...     print(weight)
+      0.0444
+      0.3063
+      2.6493
+
+    References:
+      Cui et al., Class-Balanced Loss Based on Effective Number of Samples, CVPR 2019, equation 3.
+    """
+    _checks.within("counts", counts, 0.0)
+    _checks.within("beta", beta, 0.0, 1.0, open_high=True)
+    counts = jnp.asarray(counts)
+    _checks.vector("counts", counts)
+    dtype = counts.dtype if counts.dtype == jnp.float64 else jnp.float32
+    counts = jnp.maximum(counts.astype(dtype), 1)
+    # A beta near 1 loses its distance from 1 in float32, so take the log first where it is known.
+    # The tiny one stands for 0, whose effective number is 1 too.
+    log = jnp.log if isinstance(beta, jax.core.Tracer) else np.log
+    log_beta = jnp.asarray(log(float(jnp.finfo(dtype).tiny) + beta), dtype)
+    weights = 1 / -jnp.expm1(counts * log_beta)
+    return weights * (weights.size / jnp.sum(weights))
+
+
+def prior_bias(prior: ArrayLike = 0.01) -> jax.Array:
+    r"""The bias of a sigmoid head that starts by predicting `prior` everywhere.
+
+    .. math::
+        b = \log \frac{\pi}{1 - \pi}
+
+    Without it the first steps on rare positives are spent, or lost, on the negatives' sum; on
+    dense detection it matters more than which loss is used.
+
+    Args:
+      prior: the probability of a positive, in (0, 1); a number or an array, such as one per class.
+
+    Returns:
+      The log-odds, in the shape of `prior`, at least float32.
+
+    Raises:
+      ValueError: when a prior known at trace time is out of range.
+
+    Example:
+      >>> import focaljax
+      >>> print(focaljax.prior_bias(0.01))
+      -4.595
+
+    References:
+      Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, sections 3.3 and 4.1.
+    """
+    _checks.within("prior", prior, 0.0, 1.0, open_low=True, open_high=True)
+    prior = jnp.asarray(prior)
+    _checks.floating("prior", prior)
+    prior = prior.astype(wide(prior.dtype))
+    return jnp.log(prior) - jnp.log1p(-prior)
+
+
+def prior_bias_init(prior: ArrayLike = 0.01) -> Callable[..., jax.Array]:
+    """An initializer, for Flax and JAX, that fills a bias with ``prior_bias(prior)``.
+
+    Args:
+      prior: the probability of a positive, in (0, 1); a number or an array that broadcasts against
+        the bias.
+
+    Returns:
+      ``init(key, shape, dtype)``, as those of ``jax.nn.initializers``.
+
+    Raises:
+      ValueError: when a prior known at trace time is out of range.
+
+    Example:
+      >>> from flax import nnx
+      >>> import focaljax
+      >>> head = nnx.Linear(8, 1, bias_init=focaljax.prior_bias_init(0.01), rngs=nnx.Rngs(0))
+      >>> print(head.bias[...])
+      [-4.595]
+    """
+    return jax.nn.initializers.constant(prior_bias(prior))

@@ -1,0 +1,110 @@
+"""A number from the losses of many elements: with a mask, by positives, across devices."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from focaljax import _checks, _modulation
+
+
+def reduce_mean(
+    loss: ArrayLike, *, where: ArrayLike | None = None, axis_name: str | None = None
+) -> jax.Array:
+    """The mean loss of the included elements.
+
+    Args:
+      loss: floating point, any shape.
+      where: booleans in the shape of `loss`; True means included. What stands elsewhere is neither
+        summed nor counted.
+      axis_name: a mapped axis (of `jax.shard_map`, `jax.pmap` or `jax.vmap`) to reduce over too:
+        the sums and the counts are added up, so that devices with fewer included elements do not
+        weigh more. With arrays sharded under plain `jax.jit` leave it None.
+
+    Returns:
+      A scalar in at least float32; 0 where nothing is included.
+
+    Raises:
+      AssertionError: when a shape or dtype is not as above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import focaljax
+      >>> loss = jnp.array([1.0, 3.0, jnp.nan])
+      >>> print(focaljax.reduce_mean(loss, where=jnp.array([True, True, False])))
+      2.0
+    """
+    loss, mask = _loss_and_mask(loss, where)
+    count = jnp.asarray(loss.size, loss.dtype) if mask is None else _count(mask)
+    return _ratio(loss, count, axis_name)
+
+
+def normalize_by_positives(
+    loss: ArrayLike,
+    labels: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """The summed loss over the number of positives, at least 1: RetinaNet's normaliser.
+
+    In dense detection nearly all elements are easy negatives whose number says nothing, so their
+    sum is divided by what there is to find.
+
+    Args:
+      loss: floating point, any shape.
+      labels: the shape of `loss`; a label above 1/2 is a positive (so a class id of 0 or below is
+        background).
+      where: booleans in the shape of `loss`; True means included. What stands elsewhere is neither
+        summed nor counted.
+      axis_name: a mapped axis (of `jax.shard_map`, `jax.pmap` or `jax.vmap`) to reduce over too:
+        one sum over one count of positives. With arrays sharded under plain `jax.jit` leave it
+        None.
+
+    Returns:
+      A scalar in at least float32; with no positive, the sum.
+
+    Raises:
+      AssertionError: when a shape or dtype is not as above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import focaljax
+      >>> loss, labels = jnp.array([1.0, 3.0, 2.0]), jnp.array([1, 1, 0])
+      >>> print(focaljax.normalize_by_positives(loss, labels))
+      3.0
+
+    References:
+      Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, section 4.1.
+    """
+    loss, mask = _loss_and_mask(loss, where)
+    positive = jnp.asarray(labels)
+    _checks.same_shape(
+        "labels", positive, "loss", loss, "give the labels that the loss was computed from"
+    )
+    positive = positive.astype(loss.dtype) > 0.5
+    if mask is not None:
+        positive = positive & mask
+    return _ratio(loss, _count(positive), axis_name)
+
+
+def _loss_and_mask(loss: ArrayLike, where: ArrayLike | None) -> tuple[jax.Array, jax.Array | None]:
+    loss = jnp.asarray(loss)
+    _checks.floating("loss", loss)
+    mask = None
+    if where is not None:
+        mask = jnp.asarray(where)
+        _checks.mask(mask, "loss", loss)
+        loss = jnp.where(mask, loss, jnp.zeros_like(loss))
+    return loss.astype(_modulation.wide(loss.dtype)), mask
+
+
+def _count(mask: jax.Array) -> jax.Array:
+    return jnp.sum(mask, dtype=jnp.uint32)  # float32 would stop at 2 ** 24, int32 at 2 ** 31
+
+
+def _ratio(loss: jax.Array, count: jax.Array, axis_name: str | None) -> jax.Array:
+    total, count = jnp.sum(loss), count.astype(loss.dtype)
+    if axis_name is not None:
+        total, count = lax.psum((total, count), axis_name)
+    return total / jnp.maximum(count, 1)
