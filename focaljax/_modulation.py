@@ -142,9 +142,9 @@ def focal(t: _Logit, gamma: jax.Array, power: int | None) -> _Weight:
     base = jnp.where(pure_hit, 1, t.miss + t.hit * t.odds)  # u / near, but for a pure hit
     share = jnp.where(pure_hit, 1, t.odds / base)  # of `far` in u
     cross_entropy = t.miss * t.reach + t.log
+    depth = jnp.where(pure_hit, t.reach, -jnp.log(base))  # -log(u / near)
     if power is None:
-        weight = jnp.where(pure_hit, _decay(gamma, t.reach), base**gamma)
-        weight = weight * jnp.exp(-gamma * t.log)
+        weight = _decay(gamma, depth) * jnp.exp(-gamma * t.log)
     else:
         weight = jnp.where(pure_hit, _decay(gamma, t.reach), lax.integer_pow(base, power))
         weight = weight * lax.integer_pow(t.near, power)
@@ -170,9 +170,7 @@ def focal(t: _Logit, gamma: jax.Array, power: int | None) -> _Weight:
         * gamma
         * (1 - t.odds)
         * jnp.where(pure_hit, t.log_ratio, cross_entropy / base),
-        parameter_slope=weight
-        * cross_entropy
-        * (jnp.where(pure_hit, -t.reach, jnp.log(base)) - t.log),
+        parameter_slope=-weight * cross_entropy * (depth + t.log),
     )
 
 
@@ -295,14 +293,9 @@ def _dot(slopes: _Arrays, tangents: _Arrays) -> jax.Array:
 def modulated_cross_entropy(
     modulation: Modulation, logits: jax.Array, labels: jax.Array, name: str, value: ArrayLike
 ) -> jax.Array:
-    """`weighted_cross_entropy` in at least float32, its parameter checked and called `name`."""
-    logits = logits.astype(wide(logits.dtype))
+    """`weighted_cross_entropy` with its parameter checked, under the name that the caller knows."""
     return weighted_cross_entropy(
-        modulation,
-        _small_whole_number(value),
-        logits,
-        labels.astype(logits.dtype),
-        parameter(name, value, logits),
+        modulation, _small_whole_number(value), logits, labels, parameter(name, value, logits)
     )
 
 

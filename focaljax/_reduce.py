@@ -35,8 +35,11 @@ def reduce_mean(
       2.0
     """
     loss, mask = _loss_and_mask(loss, where)
-    count = jnp.asarray(loss.size, loss.dtype) if mask is None else _count(mask)
-    return _ratio(loss, count, axis_name)
+    count = jnp.asarray(loss.size, loss.dtype) if mask is None else _count(mask, loss.dtype)
+    total = jnp.sum(loss)
+    if axis_name is not None:
+        total, count = lax.psum((total, count), axis_name)
+    return total / jnp.maximum(count, 1)
 
 
 def normalize_by_positives(
@@ -85,26 +88,26 @@ def normalize_by_positives(
     positive = positive.astype(loss.dtype) > 0.5
     if mask is not None:
         positive = positive & mask
-    return _ratio(loss, _count(positive), axis_name)
+    count = _count(positive, loss.dtype)
+    if axis_name is not None:
+        count = lax.psum(count, axis_name)
+    # Divided before the sum: the gradient has to wait for the count, and a GPU visits the logits
+    # a second time for it unless the sum waits too.
+    total = jnp.sum(loss / jnp.maximum(count, 1))
+    return total if axis_name is None else lax.psum(total, axis_name)
 
 
 def _loss_and_mask(loss: ArrayLike, where: ArrayLike | None) -> tuple[jax.Array, jax.Array | None]:
     loss = jnp.asarray(loss)
     _checks.floating("loss", loss)
-    mask = None
-    if where is not None:
-        mask = jnp.asarray(where)
-        _checks.mask(mask, "loss", loss)
-        loss = jnp.where(mask, loss, jnp.zeros_like(loss))
-    return loss.astype(_modulation.wide(loss.dtype)), mask
+    wide_loss = loss.astype(_modulation.wide(loss.dtype))
+    if where is None:
+        return wide_loss, None
+    mask = jnp.asarray(where)
+    _checks.mask(mask, "loss", loss)
+    return jnp.where(mask, wide_loss, 0), mask
 
 
-def _count(mask: jax.Array) -> jax.Array:
-    return jnp.sum(mask, dtype=jnp.uint32)  # float32 would stop at 2 ** 24, int32 at 2 ** 31
-
-
-def _ratio(loss: jax.Array, count: jax.Array, axis_name: str | None) -> jax.Array:
-    total, count = jnp.sum(loss), count.astype(loss.dtype)
-    if axis_name is not None:
-        total, count = lax.psum((total, count), axis_name)
-    return total / jnp.maximum(count, 1)
+def _count(mask: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    # summed as float32 it would stop at 2 ** 24, as int32 at 2 ** 31
+    return jnp.sum(mask, dtype=jnp.uint32).astype(dtype)
