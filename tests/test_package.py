@@ -11,6 +11,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import jax
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -119,6 +120,15 @@ def test_public_names_are_the_contract():
     assert starred.keys() - {"__builtins__"} == PUBLIC
     assert {name for name in vars(focaljax) if not name.startswith("_")} == PUBLIC
     assert all(getattr(focaljax, name).__doc__ for name in PUBLIC)
+
+
+def test_readme_examples_run():
+    pytest.importorskip("flax", reason="the README trains a Flax model")
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    assert examples
+    with jax.numpy_dtype_promotion("standard"):  # optax's adam needs it
+        for example in examples:
+            exec(example, {})
 
 
 # --- the tree -------------------------------------------------------------------------------------
