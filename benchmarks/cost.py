@@ -15,6 +15,7 @@ status 1 says that a promise of the README is broken.
 import argparse
 import datetime
 import importlib.util
+import math
 import os
 import pathlib
 import platform
@@ -99,7 +100,7 @@ class Case(NamedTuple):
     reduction: str  # "mean", "masked mean", or "positives"
 
     def __str__(self) -> str:
-        return f"{self.dtype} logits, {self.labels} labels, {self.reduction}"
+        return f"{self.dtype}, {self.labels}, {self.reduction}"
 
 
 CASES = [
@@ -116,10 +117,9 @@ class Count(NamedTuple):
     scratch: float  # bytes
 
     def __str__(self) -> str:
-        visits = (
-            f"{self.transcendentals:.0f} exp/log" if self.passes is None else f"{self.passes} pass"
-        )
-        return f"{self.ideal:.2f}x, {visits}, {self.scratch / 1e6:.0f} MB"
+        work = f"{self.transcendentals:.0f}" if self.passes is None else f"{self.passes}"
+        scratch = f" {self.scratch / 1e6:.0f} MB" if self.scratch > 1e6 else ""
+        return f"{self.ideal:.2f}x {work}{scratch}"
 
 
 def step(loss: Loss, case: Case) -> tuple[Callable[..., object], list[jax.ShapeDtypeStruct], int]:
@@ -203,7 +203,7 @@ def _kernel_bytes(text: str) -> list[int]:
             continue
         name, shape, operation, rest = match.groups()
         size[name] = sum(
-            _BYTES[dtype] * _product(dims)
+            _BYTES[dtype] * math.prod(int(d) for d in dims.split(",") if d)
             for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shape)
         )
         if operation in ("parameter", "get-tuple-element", "tuple", "bitcast", "constant"):
@@ -213,14 +213,8 @@ def _kernel_bytes(text: str) -> list[int]:
     return kernels
 
 
-def _product(dims: str) -> int:
-    product = 1
-    for dim in filter(None, dims.split(",")):
-        product *= int(dim)
-    return product
-
-
 COMPILERS = {"TPU v5e": tpu, "H100": gpu}
+WORK = {"TPU v5e": "transcendentals per element", "H100": "passes over the logits"}
 Counts = dict[tuple[str, str, Case], Count]
 
 
@@ -264,7 +258,7 @@ def main() -> int:
     parser.add_argument("--save", action="store_true", help="keep it in benchmarks/results/cost.md")
     save = parser.parse_args().save
 
-    console = Console(width=170)
+    console = Console(width=140)
     todo = [(d, name, case) for d in COMPILERS for name in LOSSES for case in CASES]
     counts: Counts = {
         (d, name, case): COMPILERS[d](LOSSES[name], case)
@@ -280,7 +274,8 @@ def main() -> int:
         rows = [
             [str(case), *(str(counts[device, name, case]) for name in LOSSES)] for case in CASES
         ]
-        tables.append(_show(console, f"{device}: traffic over ideal, work, scratch", rows))
+        title = f"{device}: traffic over ideal, {WORK[device]}, scratch where it is over 1 MB"
+        tables.append(_show(console, title, rows))
     checked = promises(counts)
     for text, figure, holds in checked:
         console.print(f"{'holds ' if holds else 'BROKEN'}  {text}: {figure}")
@@ -293,8 +288,8 @@ def main() -> int:
 
 def _show(console: Console, title: str, rows: list[list[str]]) -> str:
     """Prints a table, and returns it as Markdown."""
-    header = ["case", *LOSSES]
-    table = Table(*header, title=title, show_lines=True)
+    header = ["logits, labels, reduction", *LOSSES]
+    table = Table(*header, title=title)
     for row in rows:
         table.add_row(*row)
     console.print(table)
