@@ -22,10 +22,10 @@ def class_balanced_weights(counts: ArrayLike, *, beta: ArrayLike = 0.999) -> jax
     Args:
       counts: shape (C,); the number of training examples of each class, at least 0. A class
         without any gets the weight of a class with one.
-      beta: in [0, 1).
+      beta: a number in [0, 1).
 
     Returns:
-      Weights of mean 1, shape (C,), float32 (float64 for float64 counts).
+      Weights of mean 1, shape (C,), in JAX's default float dtype.
 
     Raises:
       AssertionError: when `counts` is not a vector.
@@ -44,14 +44,18 @@ def class_balanced_weights(counts: ArrayLike, *, beta: ArrayLike = 0.999) -> jax
     """
     _checks.within("counts", counts, 0.0)
     _checks.within("beta", beta, 0.0, 1.0, open_high=True)
-    counts = jnp.asarray(counts)
+    # in float64 as far as they are known: a beta near 1 loses its distance from 1 in float32, and a
+    # large count does not fit an int32
+    known_counts, known_beta = _checks.known("counts", counts), _checks.known("beta", beta)
+    counts = _checks.array("counts", counts if known_counts is None else known_counts)
     _checks.vector("counts", counts)
-    dtype = counts.dtype if counts.dtype == jnp.float64 else jnp.float32
-    counts = jnp.maximum(counts.astype(dtype), 1)
-    # A beta near 1 loses its distance from 1 in float32, so take the log first where it is known.
-    # The tiny one stands for 0, whose effective number is 1 too.
-    log = jnp.log if isinstance(beta, jax.core.Tracer) else np.log
-    log_beta = jnp.asarray(log(float(jnp.finfo(dtype).tiny) + beta), dtype)
+    counts = jnp.maximum(counts.astype(float), 1)
+    tiny = float(jnp.finfo(counts.dtype).tiny)  # stands for 0, whose effective number is 1 too
+    if known_beta is None:
+        log_beta = jnp.log(tiny + _checks.array("beta", beta).astype(counts.dtype))
+    else:
+        log_beta = jnp.asarray(np.log(tiny + known_beta), counts.dtype)
+    _checks.broadcasts("beta", log_beta, ())
     weights = 1 / -jnp.expm1(counts * log_beta)
     return weights * (weights.size / jnp.sum(weights))
 
@@ -83,10 +87,12 @@ def prior_bias(prior: ArrayLike = 0.01) -> jax.Array:
       Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, sections 3.3 and 4.1.
     """
     _checks.within("prior", prior, 0.0, 1.0, open_low=True, open_high=True)
-    prior = jnp.asarray(prior)
-    _checks.floating("prior", prior)
-    prior = prior.astype(wide(prior.dtype))
-    return jnp.log(prior) - jnp.log1p(-prior)
+    array, known = _checks.array("prior", prior), _checks.known("prior", prior)
+    _checks.floating("prior", array)
+    dtype = wide(array.dtype)
+    if known is None:
+        return jnp.log(array.astype(dtype)) - jnp.log1p(-array.astype(dtype))
+    return jnp.asarray(np.log(known) - np.log1p(-known), dtype)
 
 
 def prior_bias_init(prior: ArrayLike = 0.01) -> Callable[..., jax.Array]:

@@ -13,13 +13,32 @@ import numpy as np
 from jax.typing import ArrayLike
 
 
+def array(name: str, value: ArrayLike) -> jax.Array:
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be numbers or an array of them, got {value!r}") from error
+
+
+def known(name: str, value: ArrayLike) -> np.ndarray | None:
+    """The value of a hyper-parameter in float64, or None where it is only traced."""
+    if convert := getattr(value, "__jax_array__", None):  # as of a Flax variable
+        value = convert()
+    if isinstance(value, jax.core.Tracer):
+        return None
+    number = np.asarray(value)
+    if number.dtype.kind in "OUSc":
+        raise TypeError(f"{name} must be a real number or an array of them, got {value!r}")
+    return number.astype(np.float64)
+
+
 def floating(name: str, array: jax.Array) -> None:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         chex.assert_type(
             array,
             float,
-            custom_message=f"{name} must be floating point, got {array.dtype}: cast them first, "
-            f"or were {name} and labels swapped?",
+            custom_message=f"{name} must be floating point, got {array.dtype}: cast by "
+            f"{name}.astype(jnp.float32), or see whether two arguments were swapped",
         )
 
 
@@ -58,15 +77,15 @@ def mask(array: jax.Array, other_name: str, other: jax.Array) -> None:
 
 def broadcasts(name: str, array: jax.Array, shape: tuple[int, ...]) -> None:
     try:
-        fits = np.broadcast_shapes(array.shape, shape) == shape
+        fits = jnp.broadcast_shapes(array.shape, shape) == shape
     except ValueError:
         fits = False
     if not fits:
         chex.assert_shape(
             array,
             shape,
-            custom_message=f"{name} must be a number or broadcast against the loss of shape "
-            f"{shape}, got shape {array.shape}: to try several values use jax.vmap over {name}",
+            custom_message=f"{name} must be a number or broadcast to shape {shape}, got shape "
+            f"{array.shape}: to try several values use jax.vmap over {name}",
         )
 
 
@@ -80,18 +99,18 @@ def within(
     open_high: bool = False,
 ) -> None:
     """Refuses a known value out of range; a traced one is let through. NaN is never in range."""
-    if isinstance(value, jax.core.Tracer):
+    number = known(name, value)
+    if number is None:
         return
-    known = np.asarray(value, dtype=np.float64)
-    inside = (known > low if open_low else known >= low) & (
-        known < high if open_high else known <= high
+    inside = (number > low if open_low else number >= low) & (
+        number < high if open_high else number <= high
     )
     if not np.all(inside):
         if math.isinf(high):
             wanted = f"{'above' if open_low else 'at least'} {low:g} and finite"
         else:
             wanted = f"in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
-        raise ValueError(f"{name} must be {wanted}, got {known}")
+        raise ValueError(f"{name} must be {wanted}, got {number}")
 
 
 def vector(name: str, array: jax.Array) -> None:

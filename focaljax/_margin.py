@@ -1,7 +1,6 @@
 """Logits and labels to the margin: the logit of the true label against the rest."""
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from focaljax import _checks
@@ -38,7 +37,7 @@ def sigmoid_margin(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
 
 def sigmoid_arrays(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """`logits` and `labels` of a sigmoid head as arrays, checked."""
-    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    logits, labels = _checks.array("logits", logits), _checks.array("labels", labels)
     _checks.floating("logits", logits)
     _checks.real("labels", labels)
     _checks.same_shape(

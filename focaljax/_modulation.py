@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
@@ -91,8 +90,8 @@ def _decay(rate: jax.Array, gap: jax.Array) -> jax.Array:
     rate_high, gap_high = high(rate), high(gap)
     rest = rate_high * (gap - gap_high) + (rate - rate_high) * gap
     rounding = lax.stop_gradient((rate_high * gap_high - product) + rest)
-    decay = jnp.exp(-product)
-    return decay - decay * rounding
+    # not decay - decay * rounding, whose second term underflows first
+    return jnp.exp(-product) * jnp.maximum(1 - rounding, 0)
 
 
 def _see(logit: jax.Array, label: jax.Array, *, apart: bool) -> _Logit:
@@ -104,7 +103,12 @@ def _see(logit: jax.Array, label: jax.Array, *, apart: bool) -> _Logit:
     if apart:
         # Compilers write what loss and slope share to memory (on a GPU 2 to 5 times the traffic);
         # spelled differently it is computed twice, in one visit. The TPU's visits once and shares.
-        gap = lax.platform_dependent(gap, logit, tpu=lambda gap, _: gap, default=_flip)
+        gap = lax.platform_dependent(
+            gap,
+            logit,
+            tpu=lambda gap, _: gap,
+            default=lambda _, logit: jnp.where(logit >= 0, logit, -logit),
+        )
     odds = jnp.exp(-gap)
     near = 1 / (1 + odds)
     near = near + near * lax.stop_gradient((1 - near) - near * odds)
@@ -121,10 +125,6 @@ def _see(logit: jax.Array, label: jax.Array, *, apart: bool) -> _Logit:
         log_ratio=log_ratio,
         log=odds * log_ratio,
     )
-
-
-def _flip(_: jax.Array, logit: jax.Array) -> jax.Array:
-    return jnp.where(logit >= 0, logit, -logit)
 
 
 def _times_decay(factor: jax.Array, rate: ArrayLike, gap: jax.Array) -> jax.Array:
@@ -210,7 +210,7 @@ def hard_threshold(t: _Logit, threshold: jax.Array, power: int | None) -> _Weigh
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def weighted_cross_entropy(
+def _weighted_cross_entropy(
     modulation: Modulation,
     power: int | None,
     logit: jax.Array,
@@ -238,9 +238,10 @@ def _slopes(
     w = modulation(t, parameter, power)
     hit_slope = -w.hit * (t.odds * t.near + w.hit_fall)
     miss_slope = w.miss * (t.near + w.miss_fall)
+    miss_loss = jnp.where(w.miss == 0, 0, w.miss * (t.gap + t.log))
     return (
         t.sign * (t.hit * hit_slope + t.miss * miss_slope),
-        t.sign * (w.hit * t.log - w.miss * (t.gap + t.log) - w.label_slope),
+        t.sign * (w.hit * t.log - miss_loss - w.label_slope),
         w.parameter_slope * jnp.ones_like(logit),
     )
 
@@ -274,13 +275,20 @@ def _logit_slope_jvp(
     )
 
 
-@partial(weighted_cross_entropy.defjvp, symbolic_zeros=True)
+@partial(_weighted_cross_entropy.defjvp, symbolic_zeros=True)
 def _weighted_cross_entropy_jvp(
     modulation: Modulation, power: int | None, primals: _Arrays, tangents: _Arrays
 ) -> tuple[jax.Array, jax.Array]:
-    loss = weighted_cross_entropy(modulation, power, *primals)
+    loss = _weighted_cross_entropy(modulation, power, *primals)
     slope = _logit_slope(modulation, power, *primals)
     return loss, _dot((slope, *_slopes(modulation, power, *primals)[1:]), tangents)
+
+
+# Compiled also when the caller does not: eager code then runs what it uses of all the above, and a
+# loss is traced once for each shape. Inlined, so that a compiler sees through it.
+weighted_cross_entropy: Callable[..., jax.Array] = jax.jit(
+    _weighted_cross_entropy, static_argnums=(0, 1), inline=True
+)
 
 
 def _dot(slopes: _Arrays, tangents: _Arrays) -> jax.Array:
@@ -295,7 +303,7 @@ def modulated_cross_entropy(
 ) -> jax.Array:
     """`weighted_cross_entropy` with its parameter checked, under the name that the caller knows."""
     return weighted_cross_entropy(
-        modulation, _small_whole_number(value), logits, labels, parameter(name, value, logits)
+        modulation, _small_whole_number(name, value), logits, labels, parameter(name, value, logits)
     )
 
 
@@ -306,18 +314,16 @@ def wide(dtype: jnp.dtype) -> jnp.dtype:
 
 def parameter(name: str, value: ArrayLike, loss: jax.Array) -> jax.Array:
     """A hyper-parameter as an array in the dtype of `loss`, and of its shape unless a number."""
-    array = jnp.asarray(value)
+    array = _checks.array(name, value)
     _checks.real(name, array)
     _checks.broadcasts(name, array, loss.shape)
     array = array.astype(loss.dtype)
     return jnp.broadcast_to(array, loss.shape) if array.ndim else array
 
 
-def _small_whole_number(value: ArrayLike) -> int | None:
-    if isinstance(value, jax.core.Tracer) or np.ndim(value):
-        return None
-    number = float(np.asarray(value))
-    return int(number) if number in range(9) else None
+def _small_whole_number(name: str, value: ArrayLike) -> int | None:
+    known = _checks.known(name, value)
+    return int(known) if known is not None and known.ndim == 0 and known in range(9) else None
 
 
 def focal_modulation(margin: ArrayLike, *, gamma: ArrayLike) -> jax.Array:
@@ -404,9 +410,10 @@ def hard_threshold_modulation(margin: ArrayLike, *, threshold: ArrayLike) -> jax
 
 
 def _weight(modulation: Modulation, margin: ArrayLike, name: str, value: ArrayLike) -> jax.Array:
-    margin = jnp.asarray(margin)
+    margin = _checks.array("margin", margin)
     _checks.floating("margin", margin)
     z = margin.astype(wide(margin.dtype))
     t = _see(z, jnp.ones_like(z), apart=False)
-    w = modulation(t, parameter(name, value, z), _small_whole_number(value))
-    return (t.hit * w.hit + t.miss * w.miss).astype(margin.dtype)
+    w = modulation(t, parameter(name, value, z), _small_whole_number(name, value))
+    weight: jax.Array = jnp.where(jnp.isnan(z), z, t.hit * w.hit + t.miss * w.miss)
+    return weight.astype(margin.dtype)

@@ -81,7 +81,7 @@ def normalize_by_positives(
       Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, section 4.1.
     """
     loss, mask = _loss_and_mask(loss, where)
-    positive = jnp.asarray(labels)
+    positive = _checks.array("labels", labels)
     _checks.same_shape(
         "labels", positive, "loss", loss, "give the labels that the loss was computed from"
     )
@@ -98,16 +98,16 @@ def normalize_by_positives(
 
 
 def _loss_and_mask(loss: ArrayLike, where: ArrayLike | None) -> tuple[jax.Array, jax.Array | None]:
-    loss = jnp.asarray(loss)
+    loss = _checks.array("loss", loss)
     _checks.floating("loss", loss)
     wide_loss = loss.astype(_modulation.wide(loss.dtype))
     if where is None:
         return wide_loss, None
-    mask = jnp.asarray(where)
+    mask = _checks.array("where", where)
     _checks.mask(mask, "loss", loss)
     return jnp.where(mask, wide_loss, 0), mask
 
 
 def _count(mask: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    # summed as float32 it would stop at 2 ** 24, as int32 at 2 ** 31
+    # float32 would stop counting at 2 ** 24, int32 at 2 ** 31
     return jnp.sum(mask, dtype=jnp.uint32).astype(dtype)

@@ -23,7 +23,8 @@ def sigmoid_focal_loss(
     .. math::
         L = -(1 - p_t)^\gamma \log p_t
 
-    and :math:`\gamma = 0` is cross entropy. A drop-in for ``optax.sigmoid_focal_loss``.
+    and :math:`\gamma = 0` is cross entropy. A drop-in for
+    ``optax.sigmoid_focal_loss`` with gamma and alpha by keyword.
 
     A soft label follows torchvision and optax: :math:`u^\gamma` times the cross entropy of `y`,
     with :math:`u = y (1 - p) + (1 - y) p`. That sharpens: at y = 0.9 and gamma = 2 the loss is
@@ -31,19 +32,20 @@ def sigmoid_focal_loss(
 
     Args:
       logits: floating point, any shape; the log-odds of the positive.
-      labels: exactly the shape of `logits`; probabilities in [0, 1] of any real dtype. Class ids
-        become ``jax.nn.one_hot(ids, num_classes)``, where an id of -1 is background.
+      labels: exactly the shape of `logits`; probabilities in [0, 1], which is not checked, of
+        any real dtype. Class ids become ``jax.nn.one_hot(ids, num_classes)``, where an id of -1 is
+        background.
       gamma: the focusing parameter, at least 0; a number, or an array that broadcasts against the
         loss. May be traced, batched and differentiated.
       alpha: the weight of positives, in [0, 1]; negatives get 1 - alpha. A number or an array that
         broadcasts against the loss, such as one per class. None: both weigh 1.
       where: booleans in the shape of `labels`; where False, the loss and every gradient are exactly
-        0, whatever stands there.
+        0, whatever stands there in `logits` and `labels`.
 
     Returns:
       The loss of each element, not reduced, in the shape and dtype of `logits`; computed in at
-      least float32. At z = inf it is 0 with slope 0, at z = -inf it is inf with slope -1 in z; NaN
-      stays NaN.
+      least float32. At z = inf it is 0 with slope 0, at z = -inf it is inf with slope -1 in z, both
+      times the weight of `alpha`; NaN stays NaN.
 
     Raises:
       AssertionError: when a shape or dtype is not as above.
@@ -78,25 +80,27 @@ def sigmoid_soft_truncation_loss(
     .. math::
         L = -\sigma(-K z) \log \sigma(z), \qquad z = (2y - 1) x
 
-    Convex in the logit for K in [1.4428, 2.1486], which focal loss is for no gamma; at K = 2 the
-    slope never exceeds 1. K = 1 is focal loss with gamma = 1; K near 0 is half of cross entropy; a
-    large K nears the hard threshold at 1/2. Linear in a soft label: y L(x) + (1 - y) L(-x).
+    Convex in the logit for K in [1.4428, 2.1486], which focal loss is for no usual gamma above 0;
+    at K = 2 the slope never exceeds 1. K = 1 is focal loss with gamma = 1; K near 0 is half of
+    cross entropy; a large K nears the hard threshold at 1/2. Linear in a soft label:
+    y L(x) + (1 - y) L(-x).
 
     Args:
       logits: floating point, any shape; the log-odds of the positive.
-      labels: exactly the shape of `logits`; probabilities in [0, 1] of any real dtype. Class ids
-        become ``jax.nn.one_hot(ids, num_classes)``, where an id of -1 is background.
+      labels: exactly the shape of `logits`; probabilities in [0, 1], which is not checked, of
+        any real dtype. Class ids become ``jax.nn.one_hot(ids, num_classes)``, where an id of -1 is
+        background.
       k: the steepness K, above 0; a number, or an array that broadcasts against the loss. May be
         traced, batched and differentiated.
       alpha: the weight of positives, in [0, 1]; negatives get 1 - alpha. A number or an array that
         broadcasts against the loss, such as one per class. None: both weigh 1.
       where: booleans in the shape of `labels`; where False, the loss and every gradient are exactly
-        0, whatever stands there.
+        0, whatever stands there in `logits` and `labels`.
 
     Returns:
       The loss of each element, not reduced, in the shape and dtype of `logits`; computed in at
-      least float32. At z = inf it is 0 with slope 0, at z = -inf it is inf with slope -1 in z; NaN
-      stays NaN.
+      least float32. At z = inf it is 0 with slope 0, at z = -inf it is inf with slope -1 in z, both
+      times the weight of `alpha`; NaN stays NaN.
 
     Raises:
       AssertionError: when a shape or dtype is not as above.
@@ -137,20 +141,21 @@ def sigmoid_hard_threshold_loss(
 
     Args:
       logits: floating point, any shape; the log-odds of the positive.
-      labels: exactly the shape of `logits`; probabilities in [0, 1] of any real dtype. Class ids
-        become ``jax.nn.one_hot(ids, num_classes)``, where an id of -1 is background.
+      labels: exactly the shape of `logits`; probabilities in [0, 1], which is not checked, of
+        any real dtype. Class ids become ``jax.nn.one_hot(ids, num_classes)``, where an id of -1 is
+        background.
       threshold: m, the probability of the true label above which an example no longer counts, in
         (0, 1); a number, or an array that broadcasts against the loss. May be traced and batched;
         its gradient is 0.
       alpha: the weight of positives, in [0, 1]; negatives get 1 - alpha. A number or an array that
         broadcasts against the loss, such as one per class. None: both weigh 1.
       where: booleans in the shape of `labels`; where False, the loss and every gradient are exactly
-        0, whatever stands there.
+        0, whatever stands there in `logits` and `labels`.
 
     Returns:
       The loss of each element, not reduced, in the shape and dtype of `logits`; computed in at
-      least float32. At z = inf it is 0 with slope 0, at z = -inf it is inf with slope -1 in z; NaN
-      stays NaN.
+      least float32. At z = inf it is 0 with slope 0, at z = -inf it is inf with slope -1 in z, both
+      times the weight of `alpha`; NaN stays NaN.
 
     Raises:
       AssertionError: when a shape or dtype is not as above.
@@ -194,7 +199,7 @@ def _sigmoid_loss(
     logits = logits.astype(_modulation.wide(dtype))
     labels = labels.astype(logits.dtype)
     if where is not None:
-        where = jnp.asarray(where)
+        where = _checks.array("where", where)
         _checks.mask(where, "labels", labels)
         # before the loss: a NaN or an infinity that is masked only afterwards has a NaN gradient
         logits = jnp.where(where, logits, 0)
