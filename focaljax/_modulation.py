@@ -201,8 +201,9 @@ def soft_truncation(t: _Logit, k: jax.Array, power: int | None) -> _Weight:
 def hard_threshold(t: _Logit, threshold: jax.Array, power: int | None) -> _Weight:
     """1 where p_t <= threshold, else 0: a constant to autodiff."""
     del power
-    hit = (t.near <= threshold).astype(t.near.dtype)
-    miss = (t.odds * t.near <= threshold).astype(t.near.dtype)
+    # "not above" where "at most" is meant: the weight of a NaN is 1, which keeps it
+    hit = 1 - (t.near > threshold).astype(t.near.dtype)
+    miss = 1 - (t.odds * t.near > threshold).astype(t.near.dtype)
     bend = t.odds * t.near * t.near
     return _Weight(
         hit=hit, miss=miss, hit_fall=0.0, miss_fall=0.0, hit_bend=hit * bend, miss_bend=miss * bend
