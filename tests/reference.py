@@ -1,0 +1,145 @@
+"""What is true: the losses and their derivatives as the papers write them, in exact numbers.
+
+The formulas are plain, and would be poor numerics in floats; the numbers carry them: mpmath with 50
+digits (`EXACT`) or, where a dense grid would take mpmath hours, numpy's long double (`DENSE`).
+Nothing here is shared with the library.
+"""
+
+from collections.abc import Callable
+from functools import partial, reduce
+from typing import Any, NamedTuple
+
+import mpmath
+import numpy as np
+
+mpmath.mp.dps = 50
+
+
+class Numbers(NamedTuple):
+    """A number system: how floats enter it, and the functions the losses are made of."""
+
+    of: Callable
+    exp: Callable
+    log: Callable
+    log1p: Callable
+
+
+EXACT = Numbers(
+    np.frompyfunc(lambda x: mpmath.mpf(float(x)), 1, 1),
+    *(np.frompyfunc(f, 1, 1) for f in (mpmath.exp, mpmath.log, mpmath.log1p)),
+)
+DENSE = Numbers(partial(np.asarray, dtype=np.longdouble), np.exp, np.log, np.log1p)
+
+# exp(1e4) must be a number, and float64 must be coarse beside it.
+DENSE_WORKS = np.finfo(np.longdouble).nmant >= 63 and np.finfo(np.longdouble).maxexp >= 16384
+
+
+class Sum(NamedTuple):
+    """A sum, and the size of its largest term: what the rounding of a sum is relative to."""
+
+    value: Any
+    largest: Any
+
+
+class Truth(NamedTuple):
+    loss: Sum
+    slope: Sum  # d / d logit
+    bend: Sum  # d^2 / d logit^2
+    label: Sum  # d / d label
+    parameter: Sum  # d / d gamma or k
+
+
+class Weight(NamedTuple):
+    value: Any
+    slope: Any  # d / d margin
+    bend: tuple  # the terms of d^2 / d margin^2
+    parameter: Any  # d / d gamma or k
+
+
+def add(*terms):
+    return Sum(sum(terms[1:], terms[0]), reduce(np.maximum, map(np.abs, terms)))
+
+
+def sigma(z, n=EXACT):
+    return 1 / (1 + n.exp(-z))
+
+
+def softplus(z, n=EXACT):
+    return n.log1p(n.exp(z))
+
+
+def focal_weight(z, gamma, n=EXACT):
+    p, q = sigma(z, n), sigma(-z, n)
+    w = q**gamma
+    return Weight(
+        w, -gamma * p * w, (gamma * gamma * p * p * w, -gamma * p * q * w), -softplus(z, n) * w
+    )
+
+
+def soft_truncation_weight(z, k, n=EXACT):
+    p, w = sigma(k * z, n), sigma(-k * z, n)
+    return Weight(w, -k * p * w, (k * k * p * p * w, -k * k * p * w * w), -z * p * w)
+
+
+def hard_threshold_weight(z, threshold, n=EXACT):
+    return Weight(0 * z + (sigma(z, n) <= threshold), 0 * z, (0 * z,), 0 * z)
+
+
+def linear_in_label(weight):
+    """y L(x) + (1 - y) L(-x), with L the weight times cross entropy at a margin."""
+
+    def truth(x, y, parameter, n=EXACT):
+        loss, slope, bend, by_parameter, of_label = [], [], [], [], []
+        for mass, side in ((y, 1), (1 - y, -1)):
+            z = side * x
+            w, cost = weight(z, parameter, n), softplus(-z, n)
+            p, q = sigma(z, n), sigma(-z, n)
+            loss += [mass * w.value * cost]
+            slope += [side * mass * term for term in (w.slope * cost, -w.value * q)]
+            bend += [mass * term * cost for term in w.bend]
+            bend += [mass * term for term in (-2 * w.slope * q, w.value * p * q)]
+            by_parameter += [mass * w.parameter * cost]
+            of_label += [side * w.value * cost]
+        return Truth(*(add(*terms) for terms in (loss, slope, bend, of_label, by_parameter)))
+
+    return truth
+
+
+def focal(x, y, gamma, n=EXACT):
+    """u ** gamma times the cross entropy of y, where u = y (1 - p) + (1 - y) p."""
+    p, q = sigma(x, n), sigma(-x, n)
+    u, du, ddu = y * q + (1 - y) * p, (1 - 2 * y) * p * q, (1 - 2 * y) * p * q * (q - p)
+    w = u**gamma
+    cost = y * softplus(-x, n) + (1 - y) * softplus(x, n)
+    pulls = -y * q, (1 - y) * p  # the slope of cost, label by label
+    return Truth(
+        loss=add(w * cost),
+        slope=add(gamma * w * (du / u) * cost, *(w * pull for pull in pulls)),
+        bend=add(
+            gamma * (gamma - 1) * w * (du / u) ** 2 * cost,
+            gamma * w * (ddu / u) * cost,
+            *(2 * gamma * w * (du / u) * pull for pull in pulls),
+            w * p * q,
+        ),
+        label=add(
+            gamma * w * (q / u) * cost,
+            -gamma * w * (p / u) * cost,
+            w * softplus(-x, n),
+            -w * softplus(x, n),
+        ),
+        # where u is near 1, log u is as good as u
+        parameter=Sum(w * n.log(u) * cost, w * cost * np.maximum(np.abs(n.log(u)), 1)),
+    )
+
+
+soft_truncation = linear_in_label(soft_truncation_weight)
+hard_threshold = linear_in_label(hard_threshold_weight)
+
+
+def class_balanced_weights(counts, beta):
+    weights = [(1 - beta) / (1 - beta**count) for count in counts]
+    return [len(weights) * w / sum(weights) for w in weights]
+
+
+def log_odds(p):
+    return mpmath.log(p) - mpmath.log(1 - p)

@@ -1,0 +1,92 @@
+"""Inputs on which other packages go wrong: what they return there, and what is right.
+
+Only what concerns sigmoid losses; each was seen, on the version named where one is.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from cases import FOCAL, SOFT
+from reference import EXACT
+
+from focaljax import focal_modulation, sigmoid_focal_loss
+
+# what others return: dtype, label, logit, gamma
+TRAPS = {
+    "Keras 3.15.1: gradient ~0 for -1": (jnp.float32, 1, -50.0, 2.0),
+    "Keras 3.15.1: NaN loss for 1.5e-8": (jnp.bfloat16, 1, 6.0, 2.0),
+    "scenic, kauldron: NaN gradient for ~0": (jnp.float32, 1, 50.0, 0.5),
+    "torchvision, fvcore, transformers, mmdet, ultralytics, smp: NaN gradient": (
+        jnp.float32, 1, 40.0, 0.5
+    ),
+    "torchvision, MONAI: 7% too small": (jnp.float32, 0, -12.0, 2.0),
+    "torchvision, transformers, mmdet, smp: 0 for 1.0e-6": (jnp.bfloat16, 0, -4.595, 2.0),
+    "torch BCE: 0 for 0.01005": (jnp.bfloat16, 0, -4.595, 0.0),
+    "balanced-loss, effdet legacy: loss 0, gradient NaN for 89": (jnp.float32, 1, -89.0, 2.0),
+    "focal-ce-loss 0.0.3: 0.0843 for 0.00105": (jnp.float32, 1, float(np.log(9)), 2.0),
+    "autodiff of u ** 0: NaN gradient": (jnp.float32, 1, 200.0, 0.0),
+    "clipped p: no gradient": (jnp.float32, 1, -1e4, 2.0),
+    "product of two tiny factors: 0": (jnp.float32, 1, -90.0, 5.0),
+    "sigmoid and log in bfloat16: 14% off": (jnp.bfloat16, 0, 2.703125, 5.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("trap", TRAPS)
+def test_the_right_value_and_slope(trap, traced):
+    dtype, y, x, gamma = TRAPS[trap]
+    x = jnp.asarray(x, dtype)
+    truth = reference.focal(EXACT.of(x), y, EXACT.of(gamma))
+    gamma = jnp.float32(gamma) if traced else gamma
+    got = jax.value_and_grad(sigmoid_focal_loss)(x, jnp.asarray(y, dtype), gamma=gamma)
+    bound = 2e-6 if dtype == jnp.float32 else float(jnp.finfo(dtype).eps)
+    for value, true in zip(got, (truth.loss, truth.slope), strict=True):
+        assert value.dtype == dtype
+        # what is less than the least normal number may be 0
+        assert float(value) == pytest.approx(float(true.value), rel=bound, abs=1.2e-38)
+
+
+def test_optax_takes_an_infinite_hit_for_nan():
+    """optax 0.2.8: NaN at x = inf, y = 1."""
+    loss, slope = jax.value_and_grad(sigmoid_focal_loss)(jnp.inf, 1.0)
+    assert (loss, slope) == (0, 0)
+
+
+def test_optax_loses_the_second_derivative():
+    """optax 0.2.8: 0 for 1.9e-22 at y = 1, x = -50, gamma 0, as does jax's own sigmoid."""
+    second = jax.grad(jax.grad(lambda x: sigmoid_focal_loss(x, 1.0, gamma=0.0)))(-50.0)
+    assert float(second) == pytest.approx(np.exp(-50), rel=5e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.7])
+@pytest.mark.parametrize("y", [0.0, 0.25, 1.0])
+def test_second_and_third_derivatives_where_training_starts(gamma, y):
+    """exp(-|x|) left to autodiff has slope 0 at x = 0."""
+    truth = reference.focal(EXACT.of(0.0), EXACT.of(y), EXACT.of(gamma))
+    for zero in (0.0, -0.0):
+        second = jax.grad(jax.grad(lambda x: sigmoid_focal_loss(x, y, gamma=gamma)))(zero)
+        error = abs(float(second) - float(truth.bend.value))
+        assert error <= 5e-6 * float(truth.bend.largest)
+    margin = jax.grad(jax.grad(lambda z: focal_modulation(z, gamma=gamma)))(0.0)
+    bend = sum(reference.focal_weight(EXACT.of(0.0), EXACT.of(gamma)).bend)
+    assert float(margin) == pytest.approx(float(bend), abs=1e-6)
+
+
+@pytest.mark.parametrize("under", [np.nan, np.inf, -np.inf])
+def test_masking_comes_before_the_loss(under):
+    """jnp.where(mask, loss, 0) over a NaN has a NaN gradient."""
+    x, mask = jnp.array([under, 1.0]), jnp.array([False, True])
+    for case in (FOCAL, SOFT):
+        slope = jax.grad(lambda x, c=case: c(x, jnp.ones(2), where=mask).sum())(x)
+        assert slope[0] == 0
+        assert jnp.isfinite(slope[1])
+
+
+def test_prior_bias_in_bfloat16_is_not_nothing():
+    """-ln 99: torch-style BCE gives exactly 0 for 0.01005."""
+    x = jnp.full(8, -4.595, jnp.bfloat16)
+    loss = sigmoid_focal_loss(x, jnp.zeros(8, jnp.int32), gamma=0.0)
+    true = float(reference.softplus(EXACT.of(x[0])))
+    np.testing.assert_allclose(loss.astype(jnp.float32), true, float(jnp.finfo(jnp.bfloat16).eps))
