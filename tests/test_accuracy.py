@@ -22,7 +22,6 @@ BEND = {jnp.float32: 5e-6, jnp.float64: 4e-5}
 # At gamma = 5 some slopes are off by more than promised: a dozen in five million, at |z| < 0.03, by
 # up to 5.4e-7, and in float64 by 5.7e-7 of its measure.
 GAMMA_FIVE = {jnp.float32: 5.5e-7, jnp.float64: 6e-7}
-MEASURED = []  # what, dtype, error, bound: to print when the promise is revised
 
 needs_long_double = pytest.mark.skipif(
     not DENSE_WORKS, reason="long double is no wider than double on this machine"
@@ -55,7 +54,6 @@ def check(what, z, got, true, dtype, bound, relative_to=None):
     scale = np.where(normal, np.abs(true) if relative_to is None else relative_to, 1)
     error = np.where(normal, np.abs(got.astype(true.dtype) - true) / scale, 0).astype(float)
     error *= float(jnp.finfo(jnp.float32).eps) / float(info.eps)
-    MEASURED.append((what, dtype.dtype.name, np.max(error), bound))
     worst = np.argmax(error)  # of a NaN, if there is one
     if not error[worst] <= bound:
         pytest.fail(
@@ -319,7 +317,8 @@ BEYOND = {
 }
 
 
-@pytest.mark.xfail(reason="a factor underflows")
+# which of them underflow depends on how the compiler associates a product
+@pytest.mark.xfail(reason="a factor underflows", strict=False)
 @pytest.mark.parametrize("why", BEYOND)
 def test_beyond_the_promise(why):
     case, value, z = BEYOND[why]
