@@ -48,7 +48,8 @@ class _Weight(NamedTuple):
     # -(d log w / dz) * cross entropy: what the weight adds to the slope
     hit_fall: jax.Array | float
     miss_fall: jax.Array | float
-    # d^2 (w * cross entropy) / dz^2
+    # the second derivative of w times cross entropy c, which is, with rho = -d log w / dz,
+    # w (rho^2 c + 2 rho sigma(-z) - rho' c + sigma(z) sigma(-z))
     hit_bend: jax.Array
     miss_bend: jax.Array
     # d loss / d miss through the weight, and d loss / d parameter
@@ -95,7 +96,11 @@ def _decay(rate: jax.Array, gap: jax.Array) -> jax.Array:
 
 
 def _see(logit: jax.Array, label: jax.Array, *, apart: bool) -> _Logit:
-    """`apart`: nothing computed from the result is shared with what is computed without it."""
+    """The gap of a logit, and what follows from it.
+
+    With `apart`, what is computed from the result has nothing in common with what is computed
+    without it, for the compilers that this helps.
+    """
     positive = logit >= 0
     sign = jnp.where(positive, jnp.ones_like(logit), -jnp.ones_like(logit))
     miss = jnp.where(positive, 1 - label, label)
@@ -111,6 +116,7 @@ def _see(logit: jax.Array, label: jax.Array, *, apart: bool) -> _Logit:
         )
     odds = jnp.exp(-gap)
     near = 1 / (1 + odds)
+    # a step of Newton's: a power of `near` multiplies its error
     near = near + near * lax.stop_gradient((1 - near) - near * odds)
     log_ratio = _log1p_ratio(odds)
     return _Logit(
