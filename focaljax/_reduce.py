@@ -38,7 +38,8 @@ def reduce_mean(
     count = jnp.asarray(loss.size, loss.dtype) if mask is None else _count(mask, loss.dtype)
     total = jnp.sum(loss)
     if axis_name is not None:
-        total, count = lax.psum((total, count), axis_name)
+        # one by one: jax 0.7 cannot differentiate the psum of both, of which only one has a gradient
+        total, count = lax.psum(total, axis_name), lax.psum(count, axis_name)
     return total / jnp.maximum(count, 1)
 
 
