@@ -38,7 +38,7 @@ def reduce_mean(
     count = jnp.asarray(loss.size, loss.dtype) if mask is None else _count(mask, loss.dtype)
     total = jnp.sum(loss)
     if axis_name is not None:
-        # one by one: jax 0.7 cannot differentiate the psum of both, of which only one has a gradient
+        # one by one: jax 0.7 cannot differentiate a psum of two of which one has no gradient
         total, count = lax.psum(total, axis_name), lax.psum(count, axis_name)
     return total / jnp.maximum(count, 1)
 
