@@ -5,6 +5,7 @@ from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 import reference
@@ -591,3 +592,25 @@ def test_prior_bias_init_in_a_layer():
     assert narrow.bias[...].dtype == jnp.bfloat16
     bias = focaljax.prior_bias_init(np.array([0.1, 0.2], np.float32))(jax.random.key(0), (3, 2))
     np.testing.assert_allclose(jax.nn.sigmoid(bias), [[0.1, 0.2]] * 3, 1e-6)
+
+
+def test_a_flax_variable_is_a_hyper_parameter_like_any_other():
+    class Learned(nnx.Module):
+        def __init__(self):
+            self.gamma = nnx.Param(jnp.float32(2))
+
+    def loss(gamma):
+        return focaljax.sigmoid_focal_loss(jnp.float32(1), 1, gamma=gamma)
+
+    with jax.numpy_dtype_promotion("standard"):
+        by_module = nnx.jit(nnx.grad(lambda model: loss(model.gamma)))(Learned())
+    np.testing.assert_allclose(by_module.gamma[...], jax.grad(loss)(2.0), 1e-6)
+
+
+def test_counts_and_priors_known_beyond_float32():
+    many = np.array([2**33 + 5, 7])
+    true = reference.class_balanced_weights([mpmath.mpf(int(n)) for n in many], mpmath.mpf(0.999))
+    np.testing.assert_allclose(focaljax.class_balanced_weights(many), np.array(true, float), 1e-6)
+    near_one = 1 - 1e-9
+    true = reference.log_odds(reference.EXACT.of(near_one))
+    np.testing.assert_allclose(focaljax.prior_bias(near_one), float(true), 1e-6)
