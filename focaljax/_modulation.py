@@ -104,7 +104,7 @@ def _see(logit: jax.Array, label: jax.Array, *, apart: bool) -> _Logit:
     positive = logit >= 0
     sign = jnp.where(positive, jnp.ones_like(logit), -jnp.ones_like(logit))
     miss = jnp.where(positive, 1 - label, label)
-    gap = sign * logit  # not abs, whose slope at 0 would be 0
+    gap = sign * logit  # not maximum(x, -x), whose slope at 0 is 0
     if apart:
         # Compilers write what loss and slope share to memory (on a GPU 2 to 5 times the traffic);
         # spelled differently it is computed twice, in one visit. The TPU's visits once and shares.
