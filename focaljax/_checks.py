@@ -51,7 +51,13 @@ def real(name: str, array: jax.Array) -> None:
         )
 
 
-def same_shape(name: str, array: jax.Array, other_name: str, other: jax.Array, advice: str) -> None:
+def same_shape(
+    name: str,
+    array: jax.Array,
+    other_name: str,
+    other: jax.Array | jax.ShapeDtypeStruct,
+    advice: str,
+) -> None:
     chex.assert_equal_shape(
         [array, other],
         custom_message=f"{name} must have the shape of {other_name}, {other.shape}, "
@@ -59,7 +65,7 @@ def same_shape(name: str, array: jax.Array, other_name: str, other: jax.Array, a
     )
 
 
-def mask(array: jax.Array, other_name: str, other: jax.Array) -> None:
+def mask(array: jax.Array, other_name: str, other: jax.Array | jax.ShapeDtypeStruct) -> None:
     chex.assert_type(
         array,
         bool,
@@ -118,4 +124,45 @@ def vector(name: str, array: jax.Array) -> None:
         array,
         1,
         custom_message=f"{name} must be a vector with one entry per class, got {array.shape}",
+    )
+
+
+def per_class(name: str, array: jax.Array, classes: int) -> None:
+    chex.assert_shape(
+        array,
+        (classes,),
+        custom_message=f"{name} must have one weight for each of the {classes} classes, shape "
+        f"({classes},), got shape {array.shape}: one number, as in the sigmoid losses, would only "
+        "rescale the loss",
+    )
+
+
+def axis(value: int, array: jax.Array) -> None:
+    if not isinstance(value, int | np.integer):
+        raise TypeError(f"axis must be an integer known when tracing, got {value!r}")
+    if not -array.ndim <= value < array.ndim:
+        raise ValueError(
+            f"axis must be one of the {array.ndim} axes of logits, whose shape is {array.shape}, "
+            f"got {value}"
+        )
+
+
+def class_ids(labels: jax.Array, logits: jax.Array, axis: int) -> None:
+    shapes = [logits.shape[:i] + logits.shape[i + 1 :] for i in range(logits.ndim)]
+    shape = shapes[axis]
+    fitting = [f"axis={i}" for i, other in enumerate(shapes) if other == labels.shape]
+    hint = f"; they fit {' and '.join(fitting)}" if fitting else ""
+    chex.assert_shape(
+        labels,
+        shape,
+        custom_message=f"labels must be class ids in shape {shape}, that of logits without axis "
+        f"{axis}, or distributions in the shape of logits, {logits.shape}, "
+        f"got {labels.shape}{hint}",
+    )
+    chex.assert_type(
+        labels,
+        int,
+        custom_message=f"labels must be integers where they are class ids, got {labels.dtype}: "
+        "cast by labels.astype(jnp.int32), or give distributions in the shape of logits, "
+        f"{logits.shape}",
     )

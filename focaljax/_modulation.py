@@ -216,6 +216,22 @@ def hard_threshold(t: _Logit, threshold: jax.Array, power: int | None) -> _Weigh
     )
 
 
+def literal(t: _Logit, margin: jax.Array, power: int | None) -> _Weight:
+    """The sigma of another margin, for a label of 1: the weight of Su's form for many classes."""
+    del power
+    weight, rest = jax.nn.sigmoid(margin), jax.nn.sigmoid(-margin)
+    bend = weight * t.odds * t.near * t.near
+    return _Weight(
+        hit=weight,
+        miss=weight,
+        hit_fall=0.0,
+        miss_fall=0.0,
+        hit_bend=bend,
+        miss_bend=bend,
+        parameter_slope=weight * rest * (t.miss * t.reach + t.log),
+    )
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _weighted_cross_entropy(
     modulation: Modulation,
@@ -310,8 +326,55 @@ def modulated_cross_entropy(
 ) -> jax.Array:
     """`weighted_cross_entropy` with its parameter checked, under the name that the caller knows."""
     return weighted_cross_entropy(
-        modulation, _small_whole_number(name, value), logits, labels, parameter(name, value, logits)
+        modulation, small_whole_number(name, value), logits, labels, parameter(name, value, logits)
     )
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def refined(
+    cost: Callable[..., jax.Array],
+    at: tuple[jax.Array, ...],
+    rests: tuple[jax.Array | None, ...],
+) -> jax.Array:
+    """`cost`, and so its derivatives, at numbers of which rounding took `rests`."""
+    moved = {i: rest for i, rest in enumerate(rests) if rest is not None}
+    if not moved:
+        return cost(*at)
+
+    def moving(*moved_to: jax.Array) -> jax.Array:
+        return cost(*(dict(enumerate(at)) | dict(zip(moved, moved_to, strict=True))).values())
+
+    # by its slope; and scaled, as what it adds underflows before the cost does
+    scale = jnp.where(at[-1] > 0, 1 / jnp.finfo(at[-1].dtype).eps, 1)
+    value, rest = jax.jvp(moving, [at[i] for i in moved], [scale * r for r in moved.values()])
+    result: jax.Array = (scale * value + rest) / scale
+    return result
+
+
+@partial(refined.defjvp, symbolic_zeros=True)
+def _refined_jvp(
+    cost: Callable[..., jax.Array],
+    primals: tuple[tuple[jax.Array, ...], tuple[jax.Array | None, ...]],
+    tangents: tuple[tuple[jax.Array, ...], tuple[jax.Array | None, ...]],
+) -> tuple[jax.Array, jax.Array]:
+    # given as if others: what slope and cost share, compilers would write out
+    at, rests = lax.optimization_barrier(primals)
+    moves = [
+        refined(partial(slope, cost, i), at, rests) * tangent
+        for i, tangent in enumerate(tangents[0])
+        if not isinstance(tangent, SymbolicZero)
+    ]
+    return refined(cost, *primals), sum(moves[1:], moves[0])
+
+
+def slope(cost: Callable[..., jax.Array], i: int, *at: jax.Array) -> jax.Array:
+    """The derivative of a cost by its i-th argument, elementwise."""
+    like = jnp.broadcast_to(at[i], at[-1].shape)  # a parameter may be one for all
+    result: jax.Array
+    _, result = jax.jvp(
+        lambda moved: cost(*at[:i], moved, *at[i + 1 :]), (like,), (jnp.ones_like(like),)
+    )
+    return result
 
 
 def wide(dtype: jnp.dtype) -> jnp.dtype:
@@ -319,7 +382,7 @@ def wide(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
 
 
-def parameter(name: str, value: ArrayLike, loss: jax.Array) -> jax.Array:
+def parameter(name: str, value: ArrayLike, loss: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     """A hyper-parameter as an array in the dtype of `loss`, and of its shape unless a number."""
     array = _checks.array(name, value)
     _checks.real(name, array)
@@ -328,7 +391,7 @@ def parameter(name: str, value: ArrayLike, loss: jax.Array) -> jax.Array:
     return jnp.broadcast_to(array, loss.shape) if array.ndim else array
 
 
-def _small_whole_number(name: str, value: ArrayLike) -> int | None:
+def small_whole_number(name: str, value: ArrayLike) -> int | None:
     known = _checks.known(name, value)
     return int(known) if known is not None and known.ndim == 0 and known in range(9) else None
 
@@ -421,6 +484,6 @@ def _weight(modulation: Modulation, margin: ArrayLike, name: str, value: ArrayLi
     _checks.floating("margin", margin)
     z = margin.astype(wide(margin.dtype))
     t = _see(z, jnp.ones_like(z), apart=False)
-    w = modulation(t, parameter(name, value, z), _small_whole_number(name, value))
+    w = modulation(t, parameter(name, value, z), small_whole_number(name, value))
     weight: jax.Array = jnp.where(jnp.isnan(z), z, t.hit * w.hit + t.miss * w.miss)
     return weight.astype(margin.dtype)
