@@ -205,8 +205,8 @@ def _exp_from_jvp(
 
 def share(logits: jax.Array, top: jax.Array, scale: jax.Array, axis: int) -> jax.Array:
     """The softmax of `logits` whose log-sum-exp is `top - log(scale)`."""
-    # how the scale moves is part of the derivative of `exp_from`
-    return exp_from(logits, top, scale, axis) * jnp.expand_dims(lax.stop_gradient(scale), axis)
+    scale = lax.stop_gradient(scale)  # how it moves is in the derivative of `exp_from`
+    return exp_from(logits, top, scale, axis) * jnp.expand_dims(scale, axis)
 
 
 class Leading(NamedTuple):

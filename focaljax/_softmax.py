@@ -363,8 +363,10 @@ def _loss(
             hit = _margin.is_class(logits, labels, axis)
             loss = _of_mass(jnp.sum(jnp.where(hit, weights, 0), axis), loss, at[-1])
     else:
-        # a weight that nothing is given to has no gradient, whatever its class would cost
-        mass = labels if weights is None else labels * jnp.where(labels == 0, 0, weights)
+        if weights is not None:
+            # where no mass is weighed, a weight has no slope, whatever the class would cost
+            weights = jnp.where(labels == 0, lax.stop_gradient(weights), weights)
+        mass = labels if weights is None else labels * weights
         if modulation is _modulation.literal:
             at = tuple(_margin.margins_of(v, _margin.leading_of(v, axis), axis) for v in seen)
             loss = jnp.sum(_of_mass(mass, cost(*at), at[1]), axis)

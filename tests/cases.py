@@ -1,9 +1,10 @@
 """The public functions, a record each: what they take, and what is true of their results."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import reference
 
@@ -12,6 +13,23 @@ import focaljax
 LOGITS = np.array([[-4.595, 0.5, 2.0], [3.0, -1.0, 0.0]], np.float32)
 LABELS = np.array([[0, 1, 0], [1, 1, 0]], np.int32)
 LOSS = np.array([[0.5, 1.0, 2.0], [0.0, 4.0, 0.25]], np.float32)
+
+# Softmax: an example of four classes for every element of the above.
+CLASS_LOGITS = np.array(
+    [
+        [[-4.595, 0.5, 2.0, 0.25], [3.0, -1.0, 0.0, 1.5], [0.75, 2.25, -0.5, -3.0]],
+        [[1.0, 1.0, -2.0, 0.5], [-1.25, 0.0, 9.5, 0.5], [0.1, 0.2, 0.3, 0.4]],
+    ],
+    np.float32,
+)
+CLASS_IDS = np.array([[2, 3, 1], [0, 2, 1]], np.int32)
+DISTRIBUTIONS = np.array(
+    [
+        [[0.0, 0.25, 0.5, 0.25], [0.0, 0.0, 0.0, 1.0], [0.125, 0.625, 0.125, 0.125]],
+        [[0.75, 0.0, 0.0, 0.25], [0.0625, 0.0625, 0.8125, 0.0625], [0.25, 0.25, 0.25, 0.25]],
+    ],
+    np.float32,
+)
 
 NOT_A_NUMBER = float("nan")
 INFINITE = float("inf")
@@ -26,6 +44,7 @@ class Case:
     valid: tuple = ()
     invalid: tuple = ()
     truth: Callable | None = None  # in reference.py, of a loss or a modulation
+    note: str = ""  # what tells it from another case of the function
 
     @property
     def name(self):
@@ -66,6 +85,56 @@ SOFT = loss(focaljax.sigmoid_soft_truncation_loss, "k", 2.0, reference.soft_trun
 HARD = loss(focaljax.sigmoid_hard_threshold_loss, "threshold", 0.5, reference.hard_threshold)
 LOSSES = (FOCAL, SOFT, HARD)
 
+
+def softmax_loss(function, parameter, default):
+    options = {parameter: default, "alpha": None, "axis": -1, "where": None}
+    data = {"logits": CLASS_LOGITS, "labels": CLASS_IDS}
+    return Case(function, data, options, parameter, *RANGES[parameter])
+
+
+SOFTMAX_FOCAL = softmax_loss(focaljax.softmax_focal_loss, "gamma", 2.0)
+SOFTMAX_SOFT = softmax_loss(focaljax.softmax_soft_truncation_loss, "k", 2.0)
+SOFTMAX_HARD = softmax_loss(focaljax.softmax_hard_threshold_loss, "threshold", 0.5)
+SU = softmax_loss(focaljax.su_softmax_soft_truncation_loss, "k", 1.0)
+SOFTMAX_LOSSES = (SOFTMAX_FOCAL, SOFTMAX_SOFT, SOFTMAX_HARD, SU)
+
+
+def of_distributions(case):
+    """The same of labels that are distributions, where those of `case` are class ids."""
+    data = {"logits": CLASS_LOGITS, "labels": DISTRIBUTIONS}
+    return replace(case, data=data, note=" of distributions")
+
+
+OF_DISTRIBUTIONS = tuple(of_distributions(case) for case in SOFTMAX_LOSSES)
+
+
+def of_two_classes(case, truth):
+    """A softmax loss as one of a logit, the first class's, and of the label that it is true."""
+
+    def loss(logits, labels, **options):
+        pair = jnp.stack([logits, jnp.zeros_like(logits)], -1)
+        return case(pair, jnp.stack([labels, 1 - labels], -1), **options)
+
+    loss.__name__ = case.name
+    data = {"logits": LOGITS, "labels": LABELS}
+    return replace(case, function=loss, data=data, truth=truth, note=" of two classes")
+
+
+TWO_CLASSES = tuple(
+    of_two_classes(case, reference.linear_in_label(weight))
+    for case, weight in (
+        (SOFTMAX_FOCAL, reference.focal_weight),
+        (SOFTMAX_SOFT, reference.soft_truncation_weight),
+        (SOFTMAX_HARD, reference.hard_threshold_weight),
+        (SU, reference.soft_truncation_weight),
+    )
+)
+
+SOFTMAX_MARGIN = Case(
+    focaljax.softmax_margin, {"logits": CLASS_LOGITS, "labels": CLASS_IDS}, {"axis": -1}
+)
+SOFTMAX = (*SOFTMAX_LOSSES, SOFTMAX_MARGIN)
+
 MODULATIONS = (
     modulation(focaljax.focal_modulation, "gamma", reference.focal_weight),
     modulation(focaljax.soft_truncation_modulation, "k", reference.soft_truncation_weight),
@@ -83,9 +152,11 @@ REDUCTIONS = (
 
 CASES = (
     *LOSSES,
+    *SOFTMAX_LOSSES,
     *MODULATIONS,
     *REDUCTIONS,
     Case(focaljax.sigmoid_margin, {"logits": LOGITS, "labels": LABELS}),
+    SOFTMAX_MARGIN,
     Case(
         focaljax.class_balanced_weights,
         {"counts": np.array([900, 90, 10], np.int32)},
@@ -99,4 +170,4 @@ CASES = (
 
 
 def by_name(case):
-    return case.name
+    return case.name + case.note

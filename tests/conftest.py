@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 
 hypothesis.settings.register_profile(
     "fixed", derandomize=True, deadline=None, database=None, max_examples=50
@@ -40,3 +40,10 @@ def float64():
     """For what needs its digits: x64 is on, and numpy's own doubles are taken as they are."""
     with enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_what_was_compiled():
+    """Thousands of small programs take gigabytes, in which the search for leaks takes minutes."""
+    yield
+    jax.clear_caches()

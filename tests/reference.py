@@ -136,6 +136,73 @@ soft_truncation = linear_in_label(soft_truncation_weight)
 hard_threshold = linear_in_label(hard_threshold_weight)
 
 
+def total(*sums):
+    values, sizes = zip(*sums, strict=True)
+    return Sum(sum(values[1:], values[0]), reduce(np.maximum, sizes))
+
+
+def scaled(one, by):
+    """A sum times a number for each of its axes and more; 0 times what is infinite is 0."""
+    value, size = (np.reshape(part, part.shape + (1,) * (by.ndim - part.ndim)) for part in one)
+    return Sum(np.where(by == 0, 0, value * by), np.where(by == 0, 0, size * np.abs(by)))
+
+
+def margin_of(x, ids, n=EXACT):
+    """The margin of the class `ids` of each row, and its slope in every logit of the row."""
+    rows, x = np.arange(len(x)), x - np.max(x, -1, keepdims=True)
+    others = n.exp(x)
+    others[rows, ids] *= 0
+    mass = np.sum(others, -1)
+    slope = -others / mass[:, None]
+    slope[rows, ids] += 1
+    return x[rows, ids] - n.log(mass), slope
+
+
+def softmax(of_margin):
+    """L at the margin of the class `ids` of each row: loss, slopes and, if asked for, bends."""
+
+    def truth(x, ids, parameter, n=EXACT, *, bends=False):
+        z, slope = margin_of(x, ids, n)
+        at = of_margin(z, 1, parameter, n)
+        found = at.loss, scaled(at.slope, slope)
+        if not bends:
+            return found
+        # the slope of the log-sum-exp of the others, and how that varies
+        share = np.where(np.arange(x.shape[1]) == ids[:, None], 0, -slope)
+        own = share[:, :, None] * np.eye(x.shape[1], dtype=int)
+        both = share[:, :, None] * share[:, None, :]
+        by_bend = scaled(at.bend, slope[:, :, None] * slope[:, None, :])
+        pull = at.slope.value[:, None, None]
+        return *found, total(by_bend, add(-pull * own, pull * both))
+
+    return truth
+
+
+def su_soft_truncation(x, ids, k, n=EXACT):
+    """-softmax(-k x)_t log softmax(x)_t, which is not of one margin: loss and slopes."""
+    z, slope = margin_of(x, ids, n)
+    k = np.broadcast_to(k, z.shape)
+    reverse, reverse_slope = margin_of(-k[:, None] * x, ids, n)
+    w, cost = sigma(reverse, n), softplus(-z, n)
+    fall = -k * w * sigma(-reverse, n) * cost
+    pull = -w * sigma(-z, n)
+    return add(w * cost), add(fall[:, None] * reverse_slope, pull[:, None] * slope)
+
+
+def over_classes(truth):
+    """sum_c y_c L_c for distributions y, where `truth` is of class ids."""
+
+    def of_distributions(x, y, *rest, **options):
+        def of_class(c):
+            found = truth(x, np.full(len(x), c), *rest, **options)
+            return [scaled(one, y[:, c].reshape(-1, *[1] * (one.value.ndim - 1))) for one in found]
+
+        classes = map(of_class, range(x.shape[1]))
+        return reduce(lambda one, other: list(map(total, one, other)), classes)
+
+    return of_distributions
+
+
 def class_balanced_weights(counts, beta):
     weights = [(1 - beta) / (1 - beta**count) for count in counts]
     return [len(weights) * w / sum(weights) for w in weights]

@@ -4,7 +4,7 @@ Errors are relative to the truth, or to its largest term where terms may cancel,
 float32: an error of float64 is scaled by the ratio of the epsilons.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,25 @@ import mpmath
 import numpy as np
 import pytest
 from cases import FOCAL, HARD, LOSSES, MODULATIONS, SOFT, by_name
-from reference import DENSE, DENSE_WORKS, EXACT
+from reference import (
+    DENSE,
+    DENSE_WORKS,
+    EXACT,
+    margin_of,
+    over_classes,
+    softmax,
+    su_soft_truncation,
+)
+
+import focaljax
 
 WHOLE = (0, 1, 2, 3, 4, 5)
 TIGHT, LOOSE = 5e-7, 2e-6
+# Class ids, by gamma: up to 2, and from 3 to 5, which multiplies the rounding of the margin.
+SOFTMAX_BOUND = {jnp.float32: (5e-7, 7.5e-7), jnp.float64: (6e-7, 1e-6)}
+# Of distributions the sum over the classes adds half to it. In float64 it is 115 epsilons that
+# count: XLA's own log1p is off by as many, on the CPU, near -0.41.
+DISTRIBUTIONS_BOUND = {jnp.float32: (7.5e-7, 1.1e-6), jnp.float64: (2e-5, 2e-5)}
 # 5e-6 is promised, in any dtype. Measured in its own epsilon float64 has a longer way to underflow,
 # and the rounding of k z there, up to 708, is an error of exp(-k z).
 BEND = {jnp.float32: 5e-6, jnp.float64: 4e-5}
@@ -54,10 +69,12 @@ def check(what, z, got, true, dtype, bound, relative_to=None):
     scale = np.where(normal, np.abs(true) if relative_to is None else relative_to, 1)
     error = np.where(normal, np.abs(got.astype(true.dtype) - true) / scale, 0).astype(float)
     error *= float(jnp.finfo(jnp.float32).eps) / float(info.eps)
-    worst = np.argmax(error)  # of a NaN, if there is one
+    worst = np.unravel_index(np.argmax(error), error.shape)  # of a NaN, if there is one
     if not error[worst] <= bound:
+        with np.printoptions(threshold=30):
+            where = repr(z[worst[0]])
         pytest.fail(
-            f"{what} at {z[worst]!r}: got {got[worst]!r}, true {float(true[worst])!r}, "
+            f"{what} at {where}: got {got[worst]!r}, true {float(true[worst])!r}, "
             f"an error of {error[worst]:.2g} where {bound:.2g} is promised",
             pytrace=False,
         )
@@ -306,6 +323,270 @@ def test_alpha(case, dtype):
     check("slope", x, slope, balance * truth.slope.value, dtype, LOOSE,
           np.maximum(balance * truth.slope.largest, 1e-300))  # fmt: skip
     check("in alpha", x, by_alpha, (2 * exact_y - 1) * truth.loss.value, dtype, LOOSE)
+
+
+# --- softmax --------------------------------------------------------------------------------------
+
+SOFTMAX = {
+    FOCAL: focaljax.softmax_focal_loss,
+    SOFT: focaljax.softmax_soft_truncation_loss,
+    HARD: focaljax.softmax_hard_threshold_loss,
+}
+SU = focaljax.su_softmax_soft_truncation_loss
+
+
+def examples(classes, count, dtype):
+    """Logits and a true class, ahead or behind by any margin; all tie, or two, in the first."""
+    rng, rows = np.random.default_rng(classes), np.arange(count)
+    x = rng.normal(size=(count, classes))
+    x *= np.where(rows < 2, 0, rng.choice([0, 1e-3, 0.1, 1, 3, 10, 100], count))[:, None]
+    ids = rng.integers(classes, size=count)
+    if classes > 2:  # a class that cannot be, unless it is the true one
+        x[rows % 7 == 6, rng.integers(classes)] = -np.inf
+    x[rows, ids] = -np.inf
+    edges = rng.choice([*EDGES, *np.negative(EDGES)], count)
+    ahead = np.where(rows % 2, edges, rng.normal(0, 6, count))
+    x[rows, ids] = np.max(x, -1) + np.where(rows < 4, 0, ahead)
+    x += np.where(rows % 5 == 4, rng.choice([1, 100, 1e4], count), 0)[:, None]
+    return x.astype(dtype), ids.astype(np.int32)
+
+
+def distributions(x, ids):
+    """One-hot, smoothed, of two classes, and any, in turn."""
+    count, classes = x.shape
+    rng, rows = np.random.default_rng(classes), np.arange(count)
+    one_hot = np.eye(classes)[ids]
+    mixed = 0.7 * one_hot + 0.3 * np.eye(classes)[rng.integers(classes, size=count)]
+    anything = rng.dirichlet(np.ones(classes), count)
+    kinds = one_hot, 0.9 * one_hot + 0.1 / classes, mixed, anything
+    y = np.choose(rows[:, None] % 4, kinds)
+    return np.where(x == -np.inf, 0, y).astype(x.dtype)
+
+
+@pytest.mark.parametrize("case", [*SOFTMAX, SU], ids=["focal", "soft", "hard", "literal"])
+@pytest.mark.parametrize("soft", [False, True], ids=["ids", "distributions"])
+def test_the_exact_reference_of_softmax_is_its_own_derivative(case, soft):
+    x, parameter = (0.5, -1.25, 0.125), mpmath.mpf(0.625)
+    truth = su_soft_truncation if case is SU else softmax(case.truth)
+    truth = over_classes(truth) if soft else truth
+    label = EXACT.of(np.array([[0.25, 0.625, 0.125]])) if soft else np.array([2])
+    options = {} if case is SU else {"bends": True}
+    _, slope, *bend = truth(EXACT.of(np.array([x])), label, parameter, **options)
+
+    def loss(*x):
+        return truth(np.array([x]), label, parameter)[0].value[0]
+
+    orders = np.eye(3, dtype=int)
+    for i in range(3):
+        numerical = mpmath.diff(loss, x, tuple(map(int, orders[i])))
+        assert mpmath.almosteq(slope.value[0, i], numerical, 1e-12, 1e-12)
+        for j in range(3 if bend else 0):
+            numerical = mpmath.diff(loss, x, tuple(map(int, orders[i] + orders[j])))
+            assert mpmath.almosteq(bend[0].value[0, i, j], numerical, 1e-12, 1e-12)
+
+
+@lru_cache
+def value_and_slopes(loss, name, value):
+    """Of each row. No value: traced, one for each row."""
+
+    @jax.jit
+    def compute(x, labels, parameter):
+        options = {name: parameter if value is None else value}
+        found, pull = jax.vjp(lambda x: loss(x, labels, **options), x)
+        return found, *pull(jnp.ones_like(found))
+
+    return compute
+
+
+def check_softmax(loss, name, truth, values, x, labels, n, bound):
+    """One value is known when tracing; several are traced, one for each row in turn."""
+    dtype, soft = x.dtype.type, labels.ndim == x.ndim
+    parameter = np.resize(np.array(values, dtype), len(x))
+    got = value_and_slopes(loss, name, values[0] if len(values) == 1 else None)(
+        x, labels, parameter
+    )
+    with np.errstate(all="ignore"):
+        true = (over_classes(truth) if soft else truth)(
+            n.of(x), n.of(labels) if soft else labels, n.of(parameter), n
+        )
+    rows = [*zip(x, labels, parameter, strict=True)]
+    for part, found, (exact, largest) in zip(("loss", "slope"), got, true, strict=True):
+        what = f"{loss.__name__}({name}={values}): {part}"
+        if not soft:
+            # a slope of up to 1.4 is shared among the other classes
+            exact = np.where(np.abs(exact) >= 1.4 * float(jnp.finfo(dtype).tiny), exact, 0)
+            check(what, rows, found, exact, dtype, bound)
+            continue
+        # a sum of classes is rounded to its largest term, or to itself where that is more
+        size = np.maximum(np.abs(exact), largest)
+        exact = np.where(far_from_underflow(largest, dtype), exact, 0)
+        check(what, rows, found, exact, dtype, bound, size)
+
+
+def off_the_step(x, threshold, n):
+    """Where no margin is within rounding of the step of a hard threshold."""
+    step = np.log(threshold / (1 - threshold))
+    margins = [margin_of(n.of(x), np.full(len(x), c), n)[0] for c in range(x.shape[1])]
+    return np.all(np.abs(np.array(margins).astype(float) - step) > 1e-5, 0)
+
+
+def check_case(case, values, soft, grids, dtype):
+    steep = case is FOCAL and values[0] > 2
+    if len(values) == 1 and case is not SOFT:
+        bound = (DISTRIBUTIONS_BOUND if soft else SOFTMAX_BOUND)[dtype][steep]
+    else:
+        bound = max(LOOSE, DISTRIBUTIONS_BOUND[dtype][0]) if soft else LOOSE
+    for (x, labels), n in grids:
+        if soft:
+            labels = distributions(x, labels)
+        if case is HARD:
+            kept = off_the_step(x, values[0], n)
+            x, labels = x[kept], labels[kept]
+        truth = softmax(case.truth)
+        check_softmax(SOFTMAX[case], case.parameter, truth, values, x, labels, n, bound)
+
+
+GAMMAS, KS = (0.1, 0.5, 2.5, 5.0, 8.3, 10.0), (0.1, 0.5, 1.4428, 2.0, 3.7, 10.0)
+IDS = {
+    2: [(FOCAL, 2), (FOCAL, 4), (SOFT, *KS)],
+    3: [*((FOCAL, g) for g in (0, 1, 2, 5)), (FOCAL, *GAMMAS), (SOFT, *KS), (HARD, 0.9)],
+    21: [(FOCAL, 2), (FOCAL, 3), (FOCAL, 5), (SOFT, *KS)],
+    1000: [(FOCAL, 2), (FOCAL, 5), (SOFT, *KS)],
+}
+DISTRIBUTIONS = {
+    2: [(FOCAL, 2)],
+    3: [(FOCAL, 0), (FOCAL, 5), (FOCAL, *GAMMAS), (SOFT, *KS), (HARD, 0.9)],
+    21: [(FOCAL, 2)],
+    1000: [(FOCAL, 2)],
+}
+
+
+def softmax_plan(table):
+    plan = [(classes, case, values) for classes in table for case, *values in table[classes]]
+    names = [
+        f"{classes}-{case.parameter}-{'-'.join(map(str, values))}" for classes, case, values in plan
+    ]
+    return pytest.mark.parametrize(("classes", "case", "values"), plan, ids=names)
+
+
+@softmax_plan(IDS)
+def test_class_ids(classes, case, values, dtype):
+    grids = [(examples(classes, {2: 100, 3: 100, 21: 20, 1000: 3}[classes], dtype), EXACT)]
+    if DENSE_WORKS:
+        grids += [(examples(classes, 60_000 // classes, dtype), DENSE)]
+    check_case(case, tuple(values), False, grids, dtype)
+
+
+@softmax_plan(DISTRIBUTIONS)
+def test_distributions(classes, case, values, dtype):
+    grids = [(examples(classes, 60, dtype), EXACT)] if classes < 1000 else []
+    if DENSE_WORKS:
+        grids += [(examples(classes, 8 + 6_000 // classes, dtype), DENSE)]
+    check_case(case, tuple(values), True, grids, dtype)
+
+
+def small(x):
+    return np.max(np.where(np.isinf(x), 0, np.abs(x)), -1) <= 40
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["ids", "distributions"])
+def test_the_literal_form(soft, dtype):
+    """As exact as k x is, which for a power of two it is; far from underflow, which comes soon.
+
+    Of a distribution the margins among -k x, up to 100, are rounded once more.
+    """
+    x, labels = examples(3, 300, dtype)
+    x, labels = x[small(x)], labels[small(x)]
+    if soft:
+        labels = distributions(x, labels)
+    bound = 5e-6 if soft else LOOSE
+    check_softmax(SU, "k", su_soft_truncation, (0.5, 1.0, 2.0), x, labels, EXACT, bound)
+
+
+SECOND = [(FOCAL, 0, 0.5, 2, 5), (SOFT, 0.5, 2.0, 3.7)]
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["ids", "distributions"])
+@pytest.mark.parametrize(
+    ("case", "values"), [(case, values) for case, *values in SECOND], ids=["focal", "soft"]
+)
+def test_second_derivatives(case, values, soft, dtype):
+    x, labels = examples(3, 150, dtype)
+    x, labels = x[~np.isinf(x).any(-1)], labels[~np.isinf(x).any(-1)]
+    if soft:
+        labels = distributions(x, labels)
+    parameter = np.resize(np.array(values, dtype), len(x))
+
+    def loss(x, labels, parameter):
+        return SOFTMAX[case](x, labels, **{case.parameter: parameter})
+
+    got = jax.jit(jax.vmap(jax.hessian(loss)))(x, labels, parameter)
+    truth = softmax(case.truth)
+    *_, true = (over_classes(truth) if soft else truth)(
+        EXACT.of(x), EXACT.of(labels) if soft else labels, EXACT.of(parameter), bends=True
+    )
+    exact = np.where(far_from_underflow(true.largest, dtype), true.value, 0)
+    rows = [*zip(x, labels, parameter, strict=True)]
+    check(case.name, rows, got, exact, dtype, BEND[dtype], true.largest)
+
+
+@pytest.mark.parametrize("case", [FOCAL, SOFT], ids=by_name)
+@pytest.mark.parametrize("soft", [False, True], ids=["ids", "distributions"])
+def test_third_derivatives(case, soft, float64):
+    """Along a line of logits, also where all tie, which is where training starts."""
+    starts = [(0, 0, 0), (1, 1, -2), (0.5, -1, 2), (3, -4, 3)]
+    label = np.array([0.625, 0.25, 0.125]) if soft else np.int32(0)
+    along = np.array([1.0, -0.5, 0.25])
+    truth = over_classes(softmax(case.truth)) if soft else softmax(case.truth)
+
+    def exact(start, t):
+        x = EXACT.of(np.array([start], float)) + t * EXACT.of(along)
+        return truth(x, EXACT.of(label[None]) if soft else label[None], mpmath.mpf(2))[0].value[0]
+
+    def third(start):
+        def line(t):
+            return SOFTMAX[case](start + t * along, label)
+
+        return jax.grad(jax.grad(jax.grad(line)))(0.0)
+
+    for start, got in zip(starts, jax.jit(jax.vmap(third))(np.array(starts, float)), strict=True):
+        true = mpmath.diff(partial(exact, start), 0, 3)
+        assert float(got) == pytest.approx(float(true), rel=1e-11)
+
+
+@pytest.mark.parametrize("narrow", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("soft", [False, True], ids=["ids", "distributions"])
+def test_narrow_dtypes_of_softmax(narrow, soft):
+    """Of distributions within one unit too: the sum is rounded once, at the end."""
+    x, labels = examples(21, 200, narrow)
+    if soft:
+        labels = distributions(x, labels)
+    got = value_and_slopes(SOFTMAX[FOCAL], "gamma", 2.0)(x, labels, 0)
+    truth = over_classes(softmax(FOCAL.truth)) if soft else softmax(FOCAL.truth)
+    exact = truth(EXACT.of(x), EXACT.of(labels) if soft else labels, EXACT.of(np.full(len(x), 2)))
+    for found, true in zip(got, exact, strict=True):
+        assert found.dtype == narrow
+        value = true.value.astype(float)
+        normal = np.abs(value) >= 1.0001 * float(jnp.finfo(narrow).tiny)
+        assert normal.sum() > 50
+        ulp = np.ldexp(float(jnp.finfo(narrow).eps), np.frexp(value)[1] - 1)
+        error = np.abs(np.asarray(found).astype(float) - value)
+        assert np.all(error[normal] <= ulp[normal])
+
+
+@pytest.mark.parametrize("case", SOFTMAX, ids=by_name)
+@pytest.mark.parametrize("soft", [False, True], ids=["ids", "distributions"])
+def test_nothing_is_infinite_where_the_logits_are_not(case, soft):
+    x, labels = examples(3, 100, np.float32)
+    x = np.concatenate([np.where(np.isinf(x), 1e30, x), [[1e38, -1e38, 0], [-3e38, -3e38, 1e-38]]])
+    x, labels = x.astype(np.float32), np.append(labels, np.int32([0, 2]))
+    if soft:
+        labels = distributions(x, labels)
+    loss = value_and_slopes(SOFTMAX[case], case.parameter, None)
+    with jax.debug_nans(True), jax.debug_infs(True):
+        for value in case.valid:
+            found = loss(x, labels, np.full(len(x), value, np.float32))
+            assert all(np.isfinite(part).all() for part in found)
 
 
 # Outside what is of use, and known: here the promise does not hold, because a factor or a term

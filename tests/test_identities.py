@@ -19,6 +19,11 @@ from focaljax import (
     sigmoid_margin,
     sigmoid_soft_truncation_loss,
     soft_truncation_modulation,
+    softmax_focal_loss,
+    softmax_hard_threshold_loss,
+    softmax_margin,
+    softmax_soft_truncation_loss,
+    su_softmax_soft_truncation_loss,
 )
 
 Z = np.concatenate([np.linspace(-30, 30, 601), [-1e4, -300, -88, 88, 300]]).astype(np.float32)
@@ -254,3 +259,181 @@ def test_drop_in_for_optax(alpha, gamma, float64):
             true = everything(optax.sigmoid_focal_loss, y)
         for got, expected in zip(everything(sigmoid_focal_loss, y), true, strict=True):
             close(got, expected, 1e-8, 1e-13)
+
+
+# --- softmax --------------------------------------------------------------------------------------
+
+SOFTMAX = (softmax_focal_loss, softmax_soft_truncation_loss, softmax_hard_threshold_loss)
+multiclass = pytest.mark.parametrize(
+    "loss", [*SOFTMAX, su_softmax_soft_truncation_loss], ids=lambda loss: loss.__name__
+)
+
+LOGITS = np.random.default_rng(0).normal(0, 4, (40, 5)).astype(np.float32)
+IDS = (np.arange(40) % 5).astype(np.int32)
+MIXED = (0.7 * np.eye(5)[IDS] + 0.3 * np.eye(5)[IDS[::-1]]).astype(np.float32)
+either = pytest.mark.parametrize("labels", [IDS, MIXED], ids=["ids", "distributions"])
+
+
+@partial(jax.jit, static_argnums=0, static_argnames="axis")
+def value_and_slopes(loss, x, labels, **options):
+    """Of every example, and in all of its logits."""
+    value, pull = jax.vjp(lambda x: loss(x, labels, **options), x)
+    return value, *pull(jnp.ones_like(value))
+
+
+def all_close(got, true, relative=2e-6, absolute=2e-7):
+    for one, other in zip(got, true, strict=True):
+        close(one, other, relative, absolute)
+
+
+@pytest.mark.parametrize("offset", [0.0, 3.5, -40.0])
+@pytest.mark.parametrize(
+    ("softmax", "sigmoid", "options"),
+    [
+        (softmax_focal_loss, sigmoid_focal_loss, {}),
+        (softmax_soft_truncation_loss, sigmoid_soft_truncation_loss, {}),
+        (softmax_hard_threshold_loss, sigmoid_hard_threshold_loss, {}),
+        (su_softmax_soft_truncation_loss, sigmoid_soft_truncation_loss, {"k": 2.0}),
+    ],
+)
+def test_two_classes_are_the_sigmoid_of_the_difference(softmax, sigmoid, options, offset):
+    # so that adding is exact
+    z = np.round(64 * Z[np.abs(Z) < 40]) / 64
+    x = np.stack([np.full_like(z, offset), z + np.float32(offset)], -1)
+    for y in (0, 1):
+        ids = np.full(z.shape, y, np.int32)
+        loss, slope = value_and_slopes(sigmoid, z, ids.astype(np.float32), **options)
+        for labels in (ids, np.eye(2, dtype=np.float32)[ids]):
+            got = value_and_slopes(softmax, x, labels, **options)
+            all_close(got, (loss, np.stack([-slope, slope], -1)), absolute=1e-33)
+
+
+@multiclass
+@either
+def test_adding_to_all_logits_changes_nothing(loss, labels):
+    x = np.round(64 * LOGITS) / 64
+    plain = value_and_slopes(loss, x, labels)
+    for offset in (1.0, -256.0, 8192.0):
+        moved = value_and_slopes(loss, x + np.float32(offset), labels)
+        assert all(map(jnp.array_equal, moved, plain))
+
+
+@pytest.mark.parametrize("labels", [IDS, MIXED], ids=["ids", "distributions"])
+def test_softmax_gamma_zero_is_cross_entropy(labels):
+    one_hot = np.eye(5, dtype=np.float32)[IDS] if labels is IDS else labels
+    true = value_and_slopes(optax.softmax_cross_entropy, LOGITS, one_hot)
+    all_close(value_and_slopes(softmax_focal_loss, LOGITS, labels, gamma=0.0), true)
+
+
+@either
+def test_softmax_k_one_is_gamma_one(labels):
+    soft = value_and_slopes(softmax_soft_truncation_loss, LOGITS, labels, k=1.0)
+    all_close(soft, value_and_slopes(softmax_focal_loss, LOGITS, labels, gamma=1.0))
+
+
+@multiclass
+def test_class_ids_are_one_hot_labels(loss):
+    one_hot = np.eye(5, dtype=np.float32)[IDS]
+    ids = value_and_slopes(loss, LOGITS, IDS)
+    all_close(ids, value_and_slopes(loss, LOGITS, one_hot), absolute=1e-20)
+
+
+@multiclass
+@either
+def test_the_order_of_classes_does_not_matter(loss, labels):
+    order = np.array([3, 0, 4, 1, 2])
+    moved = np.argsort(order)[labels].astype(np.int32) if labels is IDS else labels[:, order]
+    value, slope = value_and_slopes(loss, LOGITS, labels)
+    all_close(value_and_slopes(loss, LOGITS[:, order], moved), (value, slope[:, order]))
+
+
+@pytest.mark.parametrize("axis", [0, -2, 1])
+@pytest.mark.parametrize("loss", [softmax_focal_loss, su_softmax_soft_truncation_loss])
+@either
+def test_any_axis_is_the_last_one_moved(loss, labels, axis):
+    x = LOGITS.reshape(8, 5, 5)
+    dense = labels is MIXED
+    labels = labels.reshape(8, 5, 5) if dense else labels.reshape(8, 5)
+    moved = np.moveaxis(labels, -1, axis) if dense else labels
+    value, slope = value_and_slopes(loss, x, labels)
+    got = value_and_slopes(loss, np.moveaxis(x, -1, axis), moved, axis=axis)
+    all_close(got, (value, np.moveaxis(slope, -1, axis)))
+
+
+@multiclass
+@either
+def test_the_slopes_of_an_example_sum_to_nothing(loss, labels):
+    _, slope = value_and_slopes(loss, LOGITS, labels)
+    assert np.all(np.abs(slope.sum(-1)) <= 5e-7 * np.abs(slope).sum(-1))
+
+
+@multiclass
+def test_softmax_losses_are_linear_in_the_labels(loss):
+    of_class = [value_and_slopes(loss, LOGITS, np.full_like(IDS, c)) for c in range(5)]
+    value, slope = (np.stack(parts, -1) for parts in zip(*of_class, strict=True))
+    whole = np.sum(MIXED * value, -1), np.sum(MIXED[:, None] * slope, -1)
+    all_close(value_and_slopes(loss, LOGITS, MIXED), whole, absolute=1e-6)
+    # nor need they sum to 1
+    all_close(
+        value_and_slopes(loss, LOGITS, 4 * MIXED), [4 * part for part in whole], absolute=4e-6
+    )
+
+
+@pytest.mark.parametrize(("loss", "weight"), [*zip(SOFTMAX, MODULATIONS, strict=True)])
+def test_a_softmax_loss_is_its_weight_times_cross_entropy_at_the_margin(loss, weight):
+    options = {weight.parameter: {"gamma": 2.0, "k": 2.0, "threshold": 0.5}[weight.parameter]}
+    margin = softmax_margin(LOGITS, IDS)
+    close(loss(LOGITS, IDS), weight(margin, **options) * jax.nn.softplus(-margin), 1e-5, 1e-37)
+
+
+def test_the_margin_is_the_log_odds_of_the_true_class():
+    p = jax.nn.softmax(LOGITS.astype(np.float64))[np.arange(40), IDS]
+    close(softmax_margin(LOGITS, IDS), np.log(p) - np.log1p(-p), 1e-4, 1e-5)
+    close(softmax_margin(LOGITS, np.eye(5)[IDS]), softmax_margin(LOGITS, IDS), 1e-6, 1e-6)
+    close(softmax_margin(np.array([[2.0, -3.0]], np.float32), np.array([0])), [5.0])
+
+
+@given(
+    st.tuples(*[st.floats(-1e4, 1e4, width=32)] * 3), st.integers(0, 2), st.floats(0, 8, width=32)
+)
+def test_softmax_focal_lies_between_nothing_and_cross_entropy(x, label, gamma):
+    x, label = np.array([x], np.float32), np.array([label], np.int32)
+    loss, plain = (value_and_slopes(softmax_focal_loss, x, label, gamma=g)[0] for g in (gamma, 0.0))
+    assert 0 <= loss <= plain * (1 + 2e-6)
+
+
+# --- the literal form -----------------------------------------------------------------------------
+
+
+def test_the_literal_form_falls_silent_on_a_misclassified_example():
+    x = np.array([[0, 1, -wrong] for wrong in (2, 5, 10, 20, 40, 80)], np.float32)
+    ids = np.zeros(6, np.int32)
+    plain, _ = value_and_slopes(softmax_focal_loss, x, ids, gamma=0.0)
+    literal, by_logit = value_and_slopes(su_softmax_soft_truncation_loss, x, ids, k=1.0)
+    log_odds, kept = value_and_slopes(softmax_soft_truncation_loss, x, ids, k=1.0)
+    assert np.all(np.exp(-plain) < 0.5)  # wrong in every row
+    assert np.all(np.diff(literal / plain) < 0)
+    close(literal[3], 2.7e-9, 0.01)
+    assert literal[-1] / plain[-1] < 1e-34
+    assert np.abs(by_logit[-1]).max() < 1e-33
+    # where two classes are left, the weight is theirs
+    close(log_odds[3:] / plain[3:], 1 / (1 + np.exp(-1)), 1e-6)
+    assert np.all(np.abs(kept[:, 0]) > 0.5)
+
+
+def test_training_by_the_literal_form_leaves_an_example_wrong():
+    """A linear classifier of three examples, from 0: every other loss gets all of them right."""
+    x, ids = np.array([[0, 1], [-1, -1], [1, 2]], np.float32), np.arange(3, dtype=np.int32)
+
+    @partial(jax.jit, static_argnums=0)
+    def right(loss):
+        def slope(weights):
+            return jax.grad(lambda weights: loss(x @ weights, ids).mean())(weights)
+
+        weights = jnp.zeros((2, 3))
+        weights = jax.lax.fori_loop(0, 1000, lambda _, weights: weights - slope(weights), weights)
+        return jnp.argmax(x @ weights, -1) == ids
+
+    for loss in SOFTMAX:
+        assert right(loss).all()
+    assert right(su_softmax_soft_truncation_loss).tolist() == [True, True, False]

@@ -24,7 +24,12 @@ PUBLIC = {
     "sigmoid_focal_loss",
     "sigmoid_soft_truncation_loss",
     "sigmoid_hard_threshold_loss",
+    "softmax_focal_loss",
+    "softmax_soft_truncation_loss",
+    "softmax_hard_threshold_loss",
+    "su_softmax_soft_truncation_loss",
     "sigmoid_margin",
+    "softmax_margin",
     "focal_modulation",
     "soft_truncation_modulation",
     "hard_threshold_modulation",
@@ -126,9 +131,10 @@ def test_readme_examples_run():
     pytest.importorskip("flax", reason="the README trains a Flax model")
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
     assert examples
+    names = {}  # of all of them: the later go on from the first
     with jax.numpy_dtype_promotion("standard"):  # optax's adam needs it
         for example in examples:
-            exec(example, {})
+            exec(example, names)
 
 
 # --- the tree -------------------------------------------------------------------------------------

@@ -18,10 +18,7 @@ import focaljax
 
 CASES = json.loads((Path(__file__).parent / "peer_cases.json").read_text(encoding="utf-8"))
 
-MULTICLASS = "multiclass: not part of this release"
 CANNOT_BE_EXPRESSED = {  # by kind or by id
-    "softmax": MULTICLASS,
-    "softmax_keras": MULTICLASS,
     "076": "another loss: the probability of negatives is shifted and clipped",
     "077": "another loss: the probability of negatives is shifted and clipped",
     "asym_unified_focal": "another loss: a focal term for the background, and a Tversky term",
@@ -38,7 +35,7 @@ RUN = [case for case in CASES if not reason(case)]
 
 def test_every_case_is_run_or_has_a_reason():
     assert len(CASES) == len({case["id"] for case in CASES}) == 100
-    assert len(RUN) == 74
+    assert len(RUN) == 95
 
 
 @pytest.mark.parametrize("left_out", CANNOT_BE_EXPRESSED)
@@ -71,6 +68,22 @@ def arrays(case, dtype):
     return jnp.asarray(logits, dtype), jnp.asarray(labels, dtype), mask
 
 
+def class_arrays(case, dtype):
+    """Logits, class ids or distributions, and mask of a softmax case, classes last."""
+    logits = np.log(case["probs"]) if case["logits"] is None else np.array(case["logits"], float)
+    labels, axis, mask = np.array(case["labels"]), case.get("axis", -1), None
+    logits = np.moveaxis(logits, axis, -1)
+    if case["label_format"].startswith("index"):
+        if labels.ndim == logits.ndim:
+            labels = np.squeeze(labels, axis)
+        if "ignore_index" in case["params"]:
+            mask = labels != case["params"]["ignore_index"]
+    else:
+        smoothing = case["params"].get("label_smoothing", 0)
+        labels = (1 - smoothing) * labels.astype(dtype) + smoothing / logits.shape[-1]
+    return jnp.asarray(logits, dtype), jnp.asarray(labels), mask
+
+
 def focal(logits, labels, mask, gamma, alpha):
     return focaljax.sigmoid_focal_loss(logits, labels, gamma=gamma, alpha=alpha, where=mask)
 
@@ -82,6 +95,33 @@ def true_focal(logits, labels, mask, gamma, alpha):
         loss = loss * (alpha * y + (1 - alpha) * (1 - y))
     loss = loss if mask is None else np.where(mask, loss, 0)
     return jnp.asarray(loss.astype(float), logits.dtype)
+
+
+def softmax_focal(logits, labels, mask, gamma, alpha):
+    return focaljax.softmax_focal_loss(logits, labels, gamma=gamma, alpha=alpha, where=mask)
+
+
+def true_softmax_focal(logits, labels, mask, gamma, alpha):
+    x, y = EXACT.of(logits), np.array(labels)
+    truth, alpha = reference.softmax(reference.focal), 1 if alpha is None else alpha
+    if y.ndim == x.ndim:
+        loss, _ = reference.over_classes(truth)(x, EXACT.of(y), gamma)
+    else:
+        y = y % x.shape[-1]  # of what is masked
+        loss, _ = truth(x.reshape(-1, x.shape[-1]), y.ravel(), gamma)
+        alpha = np.broadcast_to(alpha, x.shape[-1])[y]
+    loss = alpha * loss.value.astype(float).reshape(x.shape[:-1])
+    return jnp.asarray(loss if mask is None else np.where(mask, loss, 0), logits.dtype)
+
+
+def unreduced_of_classes(case, loss, logits, labels, mask):
+    known = case["params"]
+    alpha = jnp.array(known["alpha_vector"], logits.dtype) if "alpha_vector" in known else None
+    values = loss(logits, labels, mask, known["gamma"], alpha) * known.get("alpha_scale", 1)
+    values *= jnp.squeeze(jnp.array(known.get("sample_weight", 1), logits.dtype))
+    if case.get("axis") == 1:  # MONAI, kornia: 0 for each class but the true one
+        values = values[..., None] * jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    return values
 
 
 def unreduced(case, loss, logits, labels, mask):
@@ -116,10 +156,10 @@ def unreduced(case, loss, logits, labels, mask):
     return values
 
 
-def reduced(case, values, labels):
+def reduced(case, values, labels, mask):
     match case["reduction"]:
         case "mean":
-            return focaljax.reduce_mean(values)
+            return focaljax.reduce_mean(values, where=mask)
         case "sum":
             return values.sum()
         case "sum_over_N":
@@ -130,23 +170,30 @@ def reduced(case, values, labels):
     return values.mean(axis=-1) if rowwise else values
 
 
-@pytest.mark.parametrize("loss", [focal, true_focal], ids=["focaljax", "mpmath"])
+OURS, EXACTLY = (focal, softmax_focal), (true_focal, true_softmax_focal)
+
+
+@pytest.mark.parametrize("losses", [OURS, EXACTLY], ids=["focaljax", "mpmath"])
 @pytest.mark.parametrize("case", RUN, ids=lambda case: f"{case['id']} {case['source'][:60]}")
-def test_peer_case(case, loss, float64):
+def test_peer_case(case, losses, float64):
     # a tolerance below what float32 holds is from a test in float64
     dtype = jnp.float32 if case["tol"] >= 1e-9 else jnp.float64
-    logits, labels, mask = arrays(case, dtype)
+    if case["kind"].startswith("softmax"):
+        of_case, weighed, loss = class_arrays, unreduced_of_classes, losses[1]
+    else:
+        of_case, weighed, loss = arrays, unreduced, losses[0]
+    logits, labels, mask = of_case(case, dtype)
     expected = np.array(case["expected"])
     if expected.ndim == logits.ndim:
         expected = np.moveaxis(expected, case.get("axis", -1), -1)
 
     def total(logits):
-        return reduced(case, unreduced(case, loss, logits, labels, mask), labels)
+        return reduced(case, weighed(case, loss, logits, labels, mask), labels, mask)
 
     got = total(logits)
     assert got.shape == expected.shape
     np.testing.assert_allclose(got, expected, rtol=0, atol=case["tol"])
-    if "expected_grad" in case and loss is focal:
+    if "expected_grad" in case and losses is OURS:
         np.testing.assert_allclose(
             jax.grad(total)(logits), case["expected_grad"], rtol=0, atol=case["tol"]
         )

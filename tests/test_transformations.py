@@ -7,7 +7,19 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
-from cases import FOCAL, HARD, LOSSES, MODULATIONS, SOFT, by_name
+from cases import (
+    FOCAL,
+    HARD,
+    LOSSES,
+    MODULATIONS,
+    OF_DISTRIBUTIONS,
+    SOFT,
+    SOFTMAX_FOCAL,
+    SOFTMAX_LOSSES,
+    SU,
+    by_name,
+)
+from jax.test_util import check_grads
 from reference import EXACT
 
 from focaljax import focal_modulation, reduce_mean, soft_truncation_modulation
@@ -16,8 +28,32 @@ X = np.array([-60, -4.595, -1.25, 0.0, 0.25, 3.0, 17.5, 90.0], np.float32)
 HARD_LABELS = np.array([0, 1, 1, 0, 1, 0, 1, 0], np.float32)
 SOFT_LABELS = np.array([0.1, 0.9, 0.5, 0.25, 0.75, 0.01, 0.99, 0.6], np.float32)
 
+# three classes: a tie of all, of two at the top and below it, and one class far ahead or behind
+CLASSES = np.array(
+    [[0, 0, 0], [-4.595, 0.5, 2], [2.5, -1, 2.5], [17.5, 1, 1], [-60, 0, 0.5], [40, 0.25, -3],
+     [0, 1, -20], [0.25, -1.25, 0.75]],
+    np.float32,
+)  # fmt: skip
+IDS = np.array([1, 2, 0, 0, 2, 1, 0, 1], np.int32)
+DISTRIBUTIONS = np.array(
+    [[0.25, 0.5, 0.25], [0, 0, 1], [0.1, 0.2, 0.7], [0.9, 0.05, 0.05], [0.5, 0.5, 0],
+     [0.75, 0.125, 0.125], [0.6, 0.1, 0.3], [0, 1, 0]],
+    np.float32,
+)  # fmt: skip
+
+SAMPLES = [
+    *((case, X, y) for case in LOSSES for y in (HARD_LABELS, SOFT_LABELS)),
+    # and what the others do with a margin, the sigmoid losses do too
+    (SOFTMAX_FOCAL, CLASSES, IDS),
+    (OF_DISTRIBUTIONS[3], CLASSES, DISTRIBUTIONS),
+]
 each_loss = pytest.mark.parametrize("case", LOSSES, ids=by_name)
 each_labels = pytest.mark.parametrize("y", [HARD_LABELS, SOFT_LABELS], ids=["hard", "soft"])
+each_sample = pytest.mark.parametrize(
+    ("case", "x", "y"),
+    SAMPLES,
+    ids=[by_name(c) + "-soft" * (y is SOFT_LABELS) for c, _, y in SAMPLES],
+)
 
 
 def close(got, true, relative=2e-6, absolute=1e-37):
@@ -25,49 +61,60 @@ def close(got, true, relative=2e-6, absolute=1e-37):
 
 
 def scalar(case, **fixed):
-    """A loss of one logit, one label and one value of its parameter."""
+    """A loss of logits, labels and values of its parameter: of one each, it is a scalar."""
     return lambda x, y, value: case(x, y, **{case.parameter: value}, **fixed)
 
 
 def value_of(case):
-    return jnp.float32(0.6 if case is HARD else 1.7)
+    return jnp.float32(0.6 if case.parameter == "threshold" else 1.7)
+
+
+def differentiable(*arguments):
+    """The positions of those that have a gradient."""
+    return [i for i, a in enumerate(arguments) if jnp.issubdtype(a.dtype, jnp.floating)]
+
+
+def zero_tangent(argument):
+    integer = not jnp.issubdtype(argument.dtype, jnp.floating)
+    return np.zeros(argument.shape, jax.dtypes.float0 if integer else argument.dtype)
 
 
 # --- first derivatives ----------------------------------------------------------------------------
 
 
-@each_loss
-@each_labels
-def test_forward_and_reverse_mode_agree(case, y):
-    loss, arguments = scalar(case, alpha=0.25), (X, y, value_of(case))
-    out, pull = jax.vjp(loss, *arguments)
-    for i, argument in enumerate(arguments):
-        tangents = [jnp.zeros_like(a) for a in arguments]
-        tangents[i] = jnp.ones_like(argument)
-        primal, tangent = jax.jit(partial(jax.jvp, loss))(arguments, tuple(tangents))
+@each_sample
+def test_forward_and_reverse_mode_agree(case, x, y):
+    alpha = 0.25 if x is X else np.array([0.25, 1, 3], np.float32)
+    loss, arguments = scalar(case, alpha=alpha), (x, y, value_of(case))
+    out, pull = jax.jit(partial(jax.vjp, loss))(*arguments)
+    rows = jax.jit(jax.vmap(pull))(jnp.eye(8))
+    each = [zero_tangent(a) for a in arguments]
+    for i in differentiable(*arguments):
+        tangents = [zero_tangent(a) for a in arguments]
+        # not all the same, as the slopes of a softmax add up to 0
+        towards = np.cos(np.arange(np.size(arguments[i]))).astype(np.float32)
+        each[i] = tangents[i] = towards.reshape(np.shape(arguments[i]))
+        primal, tangent = jax.jit(lambda *a, t=tangents: jax.jvp(loss, a, tuple(t)))(*arguments)
         close(primal, out)
-        back = jax.vmap(lambda ct, i=i: pull(ct)[i])(jnp.eye(8))
-        close(tangent, back.sum(axis=-1) if argument.ndim else back, 2e-6, 1e-7)
-    linear_out, push = jax.linearize(loss, *arguments)
+        close(tangent, np.tensordot(rows[i], tangents[i], tangents[i].ndim), 2e-6, 1e-6)
+    linear_out, push = jax.linearize(jax.jit(loss), *arguments)
     close(linear_out, out)
-    each = [jnp.ones_like(a) for a in arguments]
-    close(push(*each), jax.jvp(loss, arguments, tuple(each))[1], 2e-6, 1e-7)
+    close(push(*each), jax.jvp(jax.jit(loss), arguments, tuple(each))[1], 2e-6, 1e-6)
 
 
-@each_loss
-@each_labels
-def test_jit_value_and_grad_scan_and_checkpoint(case, y):
+@each_sample
+def test_jit_value_and_grad_scan_and_checkpoint(case, x, y):
     def mean(x):
         return reduce_mean(scalar(case)(x, y, value_of(case)))
 
-    plain = jax.value_and_grad(mean)(X)
+    plain = jax.value_and_grad(mean)(x)
     for wrapped in (
         jax.jit(jax.value_and_grad(mean)),
         jax.value_and_grad(jax.jit(mean)),
         jax.value_and_grad(jax.checkpoint(mean)),
         jax.jit(jax.value_and_grad(jax.checkpoint(mean))),
     ):
-        for got, true in zip(wrapped(X), plain, strict=True):
+        for got, true in zip(wrapped(x), plain, strict=True):
             close(got, true)
 
     def step(total, one):
@@ -76,41 +123,46 @@ def test_jit_value_and_grad_scan_and_checkpoint(case, y):
     def scanned(x):
         return jax.lax.scan(step, jnp.float32(0), (x, y))[0]
 
-    for got, true in zip(jax.value_and_grad(scanned)(X), plain, strict=True):
+    for got, true in zip(jax.value_and_grad(scanned)(x), plain, strict=True):
         close(got, true)
 
 
-@each_loss
-def test_vmap_over_everything(case):
-    x, y = np.broadcast_to(X, (3, 8)), np.broadcast_to(HARD_LABELS, (3, 8))
+@each_sample
+def test_vmap_over_everything(case, x, y):
+    x, y = (np.broadcast_to(a, (3, *a.shape)) for a in (x, y))
     where = np.arange(24).reshape(3, 8) % 3 > 0
     value, alpha = (np.array([a, 0.5, 0.9], np.float32) for a in (0.25, 0.1))
+    if x.ndim == 3:
+        alpha = np.outer(alpha, np.array([1, 2, 0.5], np.float32))
 
     def loss(x, y, value, alpha, where):
         return case(x, y, **{case.parameter: value}, alpha=alpha, where=where)
 
+    one_by_one = jax.jit(loss)
     arguments = x, y, value, alpha, where
-    rows = [loss(*row) for row in zip(*arguments, strict=True)]
-    close(jax.vmap(loss)(*arguments), rows)
-    close(jax.vmap(jax.vmap(loss, (0, 0, None, None, 0)))(*arguments), rows)
+    rows = [one_by_one(*row) for row in zip(*arguments, strict=True)]
+    close(jax.vmap(one_by_one)(*arguments), rows)
+    close(jax.vmap(jax.vmap(one_by_one, (0, 0, None, None, 0)))(*arguments), rows)
     for name, axis in (("value", 2), ("alpha", 3)):
         axes = [None] * 5
         axes[axis] = 0
         one = [argument[0] for argument in arguments]
         one[axis] = arguments[axis]
-        got = jax.vmap(loss, axes)(*one)
+        got = jax.vmap(one_by_one, axes)(*one)
         for i in range(3):
             one[axis] = arguments[axis][i]
-            close(got[i], loss(*one))
+            close(got[i], one_by_one(*one))
         assert not jnp.array_equal(got[0], got[2]), name
 
 
-@each_loss
-def test_gradients_in_every_argument_under_vmap_and_jit(case):
-    every = jax.grad(lambda *a: scalar(case)(*a), (0, 1, 2))
-    batched = jax.jit(jax.vmap(every, (0, 0, None)))(X, SOFT_LABELS, value_of(case))
+@each_sample
+def test_gradients_in_every_argument_under_vmap_and_jit(case, x, y):
+    arguments = x, y, value_of(case)
+    every = jax.grad(lambda *a: scalar(case)(*a), differentiable(*arguments))
+    batched = jax.jit(jax.vmap(every, (0, 0, None)))(*arguments)
+    alone = jax.jit(every)
     for i in range(8):
-        one = jax.jit(every)(X[i], SOFT_LABELS[i], value_of(case))
+        one = alone(x[i], y[i], value_of(case))
         for got, true in zip(batched, one, strict=True):
             close(got[i], true, 1e-5, 1e-7)
 
@@ -123,6 +175,21 @@ def test_integer_and_boolean_labels_under_grad(case):
         loss = jax.jit(lambda x, y=y: scalar(case)(x, y, value_of(case)).sum())
         close(jax.grad(loss)(X), true)
         jax.hessian(loss)(X)  # a tangent of an integer is float0
+
+
+@pytest.mark.parametrize("case", [SOFTMAX_FOCAL, SU], ids=by_name)
+def test_class_ids_and_one_hot_distributions_of_every_dtype_under_grad(case):
+    def loss(x, y):
+        return scalar(case)(x, y, value_of(case)).sum()
+
+    slope = jax.jit(jax.grad(loss))
+    true = slope(CLASSES, IDS)
+    for dtype in (jnp.int8, jnp.uint8):
+        close(slope(CLASSES, IDS.astype(dtype)), true)
+    for dtype in (jnp.bool_, jnp.int8, jnp.float32):
+        close(slope(CLASSES, jax.nn.one_hot(IDS, 3, dtype=dtype)), true, 2e-6, 1e-9)
+    for y in (IDS[-1], np.eye(3, dtype=bool)[IDS[-1]]):
+        jax.jit(jax.hessian(loss))(CLASSES[-1], y)  # a tangent of an integer is float0
 
 
 # --- higher derivatives ---------------------------------------------------------------------------
@@ -145,6 +212,62 @@ def test_second_derivatives_every_way(case, y, way):
     assert jnp.array_equal(second != 0, jnp.diag(jnp.diag(second) != 0))
     error = np.abs(EXACT.of(jnp.diag(second)) - truth.value)
     assert np.all((error <= 5e-6 * truth.largest) | (truth.largest < 1e-37))
+
+
+def naive(case, x, y, value):
+    """A softmax loss as its formula reads: in float64 and at moderate logits, right."""
+    p = jax.nn.softmax(x)
+    weight = {
+        "softmax_focal_loss": lambda: (1 - p) ** value,
+        "softmax_soft_truncation_loss": lambda: 1 / (1 + (p / (1 - p)) ** value),
+        "softmax_hard_threshold_loss": lambda: (p <= value).astype(x.dtype),
+        "su_softmax_soft_truncation_loss": lambda: jax.nn.softmax(-value * x),
+    }[case.name]()
+    return -(y * weight * jnp.log(p)).sum(-1)
+
+
+MODERATE = [0, 1, 2, 6, 7]  # of CLASSES
+
+
+@pytest.mark.parametrize(
+    ("case", "y", "way"),
+    [
+        *((case, IDS, "forward over reverse") for case in SOFTMAX_LOSSES),
+        (SOFTMAX_FOCAL, IDS, "reverse over reverse"),
+        (OF_DISTRIBUTIONS[0], DISTRIBUTIONS, "forward over reverse"),
+        (OF_DISTRIBUTIONS[3], DISTRIBUTIONS, "reverse over reverse"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else by_name(v) if hasattr(v, "note") else "",
+)
+def test_derivatives_in_all_logits(case, y, way, float64):
+    """In every logit, and in every pair of them."""
+    x, y = CLASSES[MODERATE].astype(float), y[MODERATE]
+    shares = np.eye(3)[y] if y.ndim == 1 else y.astype(float)
+    value = float(value_of(case))
+
+    def derivatives(loss, y):
+        def each(x, y):
+            f = partial(loss, y=y, value=value)
+            return f(x), jax.grad(f)(x), BOTH_WAYS[way](f)(x)
+
+        return jax.jit(jax.vmap(each))(x, y)
+
+    found = derivatives(scalar(case), y)
+    true = derivatives(partial(naive, case), shares)
+    jax.tree.map(lambda got, true: close(got, true, 1e-9, 1e-9), found, true)
+
+
+@pytest.mark.parametrize("case", OF_DISTRIBUTIONS[::3], ids=by_name)
+def test_finite_differences(case, float64):
+    """In logits, distributions, the parameter and the weights of the classes."""
+    x, y = CLASSES[MODERATE].astype(float), DISTRIBUTIONS[MODERATE].astype(float)
+    arguments = x, y, np.full(len(x), value_of(case), float), np.array([0.5, 1.0, 3.0])
+
+    @jax.jit
+    def loss(x, y, value, alpha):
+        return case(x, y, **{case.parameter: value}, alpha=alpha)
+
+    check_grads(loss, arguments, 1, atol=1e-7, rtol=1e-7, eps=1e-6)
 
 
 def exact_derivative(case, x, y, value, order):
@@ -258,8 +381,8 @@ def test_modulations_under_every_transformation(case):
 # --- tracing --------------------------------------------------------------------------------------
 
 
-@each_loss
-def test_a_new_value_does_not_retrace(case):
+@each_sample
+def test_a_new_value_does_not_retrace(case, x, y):
     traces = 0
 
     @jax.jit
@@ -270,20 +393,25 @@ def test_a_new_value_does_not_retrace(case):
             lambda x: case(x, y, **{case.parameter: value}, alpha=alpha).sum()
         )(x)
 
-    values = [(jnp.float32(v), jnp.float32(a)) for v in (0.2, 0.9) for a in (0.25, 0.5)]
-    found = [step(X, HARD_LABELS, *pair)[0] for pair in values]
+    of_alpha = (lambda a: a) if x is X else (lambda a: np.float32([a, 1, 1]))
+    values = [(jnp.float32(v), of_alpha(jnp.float32(a))) for v in (0.2, 0.9) for a in (0.25, 0.5)]
+    found = [step(x, y, *pair)[0] for pair in values]
     assert traces == 1
     assert len({float(f) for f in found}) == 4
-    step(X, HARD_LABELS, 0.3, 0.1)  # a Python number is weakly typed: one trace more, not one each
-    step(X, HARD_LABELS, 0.4, 0.2)
+    # a Python number is weakly typed: one trace more, not one each
+    step(x, y, 0.3, of_alpha(0.1))
+    step(x, y, 0.4, of_alpha(0.2))
     assert traces <= 2
 
 
-@each_loss
-def test_no_tracer_leaks(case):
+@each_sample
+def test_no_tracer_leaks(case, x, y):
+    def loss(x, value):
+        return scalar(case)(x, y, value).sum()
+
     with jax.checking_leaks():
-        jax.jit(jax.grad(lambda x, v: scalar(case)(x, HARD_LABELS, v).sum()))(X, value_of(case))
-        jax.jit(jax.hessian(lambda x: scalar(case)(x, SOFT_LABELS, value_of(case)).sum()))(X)
+        jax.jit(jax.grad(loss, (0, 1)))(x, value_of(case))
+        jax.jit(jax.hessian(loss))(x, value_of(case))
 
 
 @each_loss
@@ -306,3 +434,24 @@ def test_debug_nans_finds_nothing_on_finite_input(case, traced):
                 gradient = jax.value_and_grad(partial(total, value=value), (0, 1))
                 gradient(x, y)
                 jax.jit(gradient)(x, y)
+
+
+@pytest.mark.parametrize(
+    ("case", "jitted"),
+    [*((case, True) for case in SOFTMAX_LOSSES), (SOFTMAX_FOCAL, False)],
+    ids=lambda v: by_name(v) if hasattr(v, "note") else "jit" * v,
+)
+def test_debug_nans_finds_nothing_among_three_classes(case, jitted):
+    sizes = np.array([0, -1e-38, 1, -17, 88.5, -104, 1e4, -1e30], np.float32)
+    x = np.stack([a.ravel() for a in np.meshgrid(sizes, sizes, sizes[:4])], -1)
+    alpha, where = np.float32([0, 1, 2]), np.arange(3) != np.arange(len(x))[:, None] % 7
+    for y in (np.arange(len(x)) % 3, np.tile(DISTRIBUTIONS, (len(x) // 8, 1))):
+        kept = where if y.ndim == 2 else where | (np.arange(3) == y[:, None])
+
+        def total(x, y=y, kept=kept):
+            weighed = scalar(case, alpha=alpha, where=kept)(x, y, value_of(case))
+            return (weighed + scalar(case)(x, y, value_of(case))).sum()
+
+        gradient = jax.value_and_grad(total)
+        with jax.debug_nans(True):
+            (jax.jit(gradient) if jitted else gradient)(x)

@@ -1,6 +1,6 @@
 """Inputs on which other packages go wrong: what they return there, and what is right.
 
-Only what concerns sigmoid losses; each was seen, on the version named where one is.
+Each was seen, on the version named where one is.
 """
 
 import jax
@@ -11,7 +11,14 @@ import reference
 from cases import FOCAL, SOFT
 from reference import EXACT
 
-from focaljax import focal_modulation, sigmoid_focal_loss
+from focaljax import (
+    focal_modulation,
+    sigmoid_focal_loss,
+    softmax_focal_loss,
+    softmax_hard_threshold_loss,
+    softmax_soft_truncation_loss,
+    su_softmax_soft_truncation_loss,
+)
 
 # what others return: dtype, label, logit, gamma
 TRAPS = {
@@ -90,3 +97,84 @@ def test_prior_bias_in_bfloat16_is_not_nothing():
     loss = sigmoid_focal_loss(x, jnp.zeros(8, jnp.int32), gamma=0.0)
     true = float(reference.softplus(EXACT.of(x[0])))
     np.testing.assert_allclose(loss.astype(jnp.float32), true, float(jnp.finfo(jnp.bfloat16).eps))
+
+
+# --- softmax --------------------------------------------------------------------------------------
+
+SOFTMAX = (
+    softmax_focal_loss,
+    softmax_soft_truncation_loss,
+    softmax_hard_threshold_loss,
+    su_softmax_soft_truncation_loss,
+)
+
+# what others return: dtype, logits (the first is the true class's), gamma
+SOFTMAX_TRAPS = {
+    "Keras 3.15.1 categorical: gradient 0 for -1": (jnp.float32, [-20, 0], 2),
+    "fortuna: inf, NaN gradient, for 200 and -1": (jnp.float32, [-200, 0], 2),
+    "MONAI: NaN": (jnp.float32, [1, 0.5, -np.inf], 2),
+    "smp multiclass: 0.292 for 3.638": (jnp.float32, [0, 1, 2], 2),
+    "the same, shifted": (jnp.float32, [5, 6, 7], 2),
+    "1 - exp(log_p): 0 for 8.5e-9": (jnp.float32, [20, 0, 1], 1),
+    "log1mexp: NaN gradient": (jnp.float32, [120, 0, 1], 0.5),
+    "softmax in bfloat16": (jnp.bfloat16, [4, 0, -1], 5),
+}
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["ids", "distributions"])
+@pytest.mark.parametrize("trap", SOFTMAX_TRAPS)
+def test_the_right_value_and_slopes_of_softmax(trap, soft):
+    dtype, x, gamma = SOFTMAX_TRAPS[trap]
+    x = jnp.asarray(x, dtype)
+    label = jax.nn.one_hot(0, len(x)) if soft else 0
+    got = jax.value_and_grad(softmax_focal_loss)(x, label, gamma=gamma)
+    truth = reference.softmax(reference.focal)
+    true = truth(EXACT.of(x)[None], np.array([0]), EXACT.of([gamma]))
+    bound = 2e-6 if dtype == jnp.float32 else float(jnp.finfo(dtype).eps)
+    for value, (exact, _) in zip(got, true, strict=True):
+        assert value.dtype == dtype
+        # what is less than the least normal number may be 0
+        np.testing.assert_allclose(value.astype(float), exact.astype(float)[0], bound, 1.2e-38)
+
+
+@pytest.mark.parametrize("loss", SOFTMAX)
+@pytest.mark.parametrize("id_", [-1, -100, 3, 10**6])
+def test_an_id_of_no_class_is_loud(loss, id_):
+    """optax 0.2.8: the last class's loss at -1; at -100 NaN with a finite, wrong gradient."""
+    x = jnp.array([[2.0, -1.0, 0.5], [0.0, 1.0, -1.0]])
+    ids = jnp.array([id_, 1])
+
+    def total(x, **options):
+        return (found := loss(x, ids, **options)).sum(), found
+
+    slope, found = jax.grad(total, has_aux=True)(x)
+    assert jnp.isnan(found).tolist() == [True, False]
+    assert jnp.isnan(slope).tolist() == [[True] * 3, [False] * 3]
+    slope, found = jax.grad(total, has_aux=True)(x, where=ids == 1)
+    assert found[0] == 0
+    assert not slope[0].any()
+    assert slope[1].all() or loss is softmax_hard_threshold_loss
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_the_dominating_class_of_a_distribution(gamma):
+    """Its 1 - p_c, from 1 - exp(log_p) or log1mexp, is off by up to 1.6e7 units."""
+    x = np.array([[22, 0, -1, 2]], np.float32)
+    truth = reference.over_classes(reference.softmax(reference.focal))
+    for label in ([1, 0, 0, 0], [0.5, 0, 0, 0], [1, 0, 0, 1e-20]):
+        label = np.array([label], np.float32)
+        got = jax.value_and_grad(lambda x, y=label: softmax_focal_loss(x, y, gamma=gamma).sum())(x)
+        true = truth(EXACT.of(x), EXACT.of(label), EXACT.of([gamma]))
+        for value, (exact, _) in zip(got, true, strict=True):
+            np.testing.assert_allclose(value, exact.astype(float).reshape(value.shape), 2e-6)
+
+
+@pytest.mark.parametrize("under", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("loss", SOFTMAX)
+def test_masking_comes_before_the_softmax(loss, under):
+    x, mask = jnp.array([[under, 1.0], [1.0, 0.5]]), jnp.array([False, True])
+    for labels in (jnp.array([-100, 1]), jnp.array([[under, 0.5], [0.25, 0.75]])):
+        value, slope = jax.value_and_grad(lambda x, y=labels: loss(x, y, where=mask).sum())(x)
+        assert jnp.isfinite(value)
+        assert not slope[0].any()
+        assert jnp.isfinite(slope[1]).all()
