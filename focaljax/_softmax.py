@@ -415,8 +415,11 @@ def _expected_jvp(
     logits, copies, mass, parameter = primals
     logits_move, _, mass_move, parameter_move = tangents
     moves = []
-    if not isinstance(logits_move, SymbolicZero):
-        moves.append(_gradient(cost, axis, *primals) * logits_move)
+    if isinstance(logits_move, SymbolicZero):
+        loss = _expected(cost, axis, *primals)
+    else:
+        loss, gradient = _with_gradient(cost, axis, *primals)
+        moves.append(gradient * logits_move)
     leading = _margin.leading_of(logits, axis)
     if not isinstance(mass_move, SymbolicZero):
         moves.append(_at_classes(cost, axis, copies[1], leading, parameter) * mass_move)
@@ -424,34 +427,38 @@ def _expected_jvp(
         by_parameter = partial(_modulation.slope, cost, 0)
         slopes = mass * _at_classes(by_parameter, axis, copies[1], leading, parameter)
         moves.append(slopes * _beside(parameter_move, axis))
-    return _expected(cost, axis, *primals), jnp.sum(sum(moves[1:], moves[0]), axis)
+    return loss, jnp.sum(sum(moves[1:], moves[0]), axis)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _gradient(
+def _with_gradient(
     cost: _Cost,
     axis: int,
     logits: jax.Array,
     copies: tuple[jax.Array, jax.Array],
     mass: jax.Array,
     parameter: jax.Array,
-) -> jax.Array:
-    """The slope of `_expected` in the logits; the visit that it sums in is also the loss's."""
-    _, *sums = _margin.sums(_terms(cost, axis, logits, copies[0], mass, parameter), axis)
-    return _pulled(cost, axis, logits, copies[1], mass, parameter, sums)
-
-
-@_gradient.defjvp
-def _gradient_jvp(
-    cost: _Cost, axis: int, primals: _Arguments, tangents: _Arguments
 ) -> tuple[jax.Array, jax.Array]:
-    def plain(logits: jax.Array, mass: jax.Array, parameter: jax.Array) -> jax.Array:
+    """`_expected` and its slope in the logits, whose sums are of the same visit."""
+    loss, *sums = _margin.sums(_terms(cost, axis, logits, copies[0], mass, parameter), axis)
+    return loss, _pulled(cost, axis, logits, copies[1], mass, parameter, sums)
+
+
+@_with_gradient.defjvp
+def _with_gradient_jvp(
+    cost: _Cost, axis: int, primals: _Arguments, tangents: _Arguments
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    def loss(logits: jax.Array, mass: jax.Array, parameter: jax.Array) -> jax.Array:
+        return _expected(cost, axis, logits, (logits, logits), mass, parameter)
+
+    def gradient(logits: jax.Array, mass: jax.Array, parameter: jax.Array) -> jax.Array:
         _, *terms = _terms(cost, axis, logits, logits, mass, parameter)
         sums = [jnp.sum(term, axis) for term in terms]
         return _pulled(cost, axis, logits, logits, mass, parameter, sums)
 
-    of_plain, moves = ((logits, *rest) for logits, _, *rest in (primals, tangents))
-    return _gradient(cost, axis, *primals), jax.jvp(plain, of_plain, moves)[1]
+    at, moves = ((logits, *rest) for logits, _, *rest in (primals, tangents))
+    slopes = jax.jvp(loss, at, moves)[1], jax.jvp(gradient, at, moves)[1]
+    return _with_gradient(cost, axis, *primals), slopes
 
 
 def _pulled(
