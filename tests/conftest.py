@@ -1,5 +1,6 @@
 """Strict settings: what JAX would forgive a careless library, it does not forgive here."""
 
+import gc
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported
@@ -44,6 +45,8 @@ def float64():
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_what_was_compiled():
-    """Thousands of small programs take gigabytes, in which the search for leaks takes minutes."""
+    """Thousands of small programs take gigabytes; and what is imported no collector need visit."""
+    gc.freeze()
     yield
+    gc.unfreeze()
     jax.clear_caches()

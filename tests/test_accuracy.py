@@ -136,10 +136,10 @@ def check_hard_labels(case, value, traced, dtype, *grids):
 
 
 PLAN = [
-    *((FOCAL, value, False) for value in (*WHOLE, 0.3, 7.0)),
-    *((FOCAL, value, True) for value in (0.1, 0.5, 2.0, 5.0, 8.3, 10.0)),
+    *((FOCAL, value, False) for value in (*WHOLE, 0.3)),
+    *((FOCAL, value, True) for value in (0.1, 0.5, 2.0, 5.0, 10.0)),
     (SOFT, 2.0, False),
-    *((SOFT, value, True) for value in (0.1, 0.5, 1.4428, 2.0, 3.7, 10.0)),
+    *((SOFT, value, True) for value in (0.1, 0.5, 2.0, 3.7, 10.0)),
     *((HARD, value, True) for value in (0.25, 0.5, 0.9)),
 ]
 plan = pytest.mark.parametrize(
@@ -243,8 +243,7 @@ def test_soft_labels(case, value, traced, dtype):
 @pytest.mark.parametrize(
     ("case", "value"),
     [
-        *((FOCAL, gamma) for gamma in (0.0, 0.5, 1.0, 2.0, 5.0)),
-        (SOFT, 1.0),
+        *((FOCAL, gamma) for gamma in (0.5, 2.0, 5.0)),
         (SOFT, 2.0),
         (HARD, 0.9),
     ],
@@ -398,29 +397,36 @@ def value_and_slopes(loss, name, value):
     return compute
 
 
-def check_softmax(loss, name, truth, values, x, labels, n, bound):
-    """One value is known when tracing; several are traced, one for each row in turn."""
+def check_softmax(loss, name, truth, values, grids, bound):
+    """`grids` are logits, labels, and the numbers that say what is true there.
+
+    One value is known when tracing; several are traced, one for each row in turn.
+    """
+    x, labels, numbers = zip(*grids, strict=True)
+    ends = np.cumsum([len(rows) for rows in x])[:-1]
+    x, labels = np.concatenate(x), np.concatenate(labels)
     dtype, soft = x.dtype.type, labels.ndim == x.ndim
     parameter = np.resize(np.array(values, dtype), len(x))
-    got = value_and_slopes(loss, name, values[0] if len(values) == 1 else None)(
-        x, labels, parameter
-    )
-    with np.errstate(all="ignore"):
-        true = (over_classes(truth) if soft else truth)(
-            n.of(x), n.of(labels) if soft else labels, n.of(parameter), n
-        )
-    rows = [*zip(x, labels, parameter, strict=True)]
-    for part, found, (exact, largest) in zip(("loss", "slope"), got, true, strict=True):
-        what = f"{loss.__name__}({name}={values}): {part}"
-        if not soft:
-            # a slope of up to 1.4 is shared among the other classes
-            exact = np.where(np.abs(exact) >= 1.4 * float(jnp.finfo(dtype).tiny), exact, 0)
-            check(what, rows, found, exact, dtype, bound)
-            continue
-        # a sum of classes is rounded to its largest term, or to itself where that is more
-        size = np.maximum(np.abs(exact), largest)
-        exact = np.where(far_from_underflow(largest, dtype), exact, 0)
-        check(what, rows, found, exact, dtype, bound, size)
+    compute = value_and_slopes(loss, name, values[0] if len(values) == 1 else None)
+    arrays = x, labels, parameter, *compute(x, labels, parameter)
+    parts = (np.split(array, ends) for array in arrays)
+    for n, x, labels, parameter, *got in zip(numbers, *parts, strict=True):
+        with np.errstate(all="ignore"):
+            true = (over_classes(truth) if soft else truth)(
+                n.of(x), n.of(labels) if soft else labels, n.of(parameter), n
+            )
+        rows = [*zip(x, labels, parameter, strict=True)]
+        for part, found, (exact, largest) in zip(("loss", "slope"), got, true, strict=True):
+            what = f"{loss.__name__}({name}={values}): {part}"
+            if not soft:
+                # a slope of up to 1.4 is shared among the other classes
+                exact = np.where(np.abs(exact) >= 1.4 * float(jnp.finfo(dtype).tiny), exact, 0)
+                check(what, rows, found, exact, dtype, bound)
+                continue
+            # a sum of classes is rounded to its largest term, or to itself where that is more
+            size = np.maximum(np.abs(exact), largest)
+            exact = np.where(far_from_underflow(largest, dtype), exact, 0)
+            check(what, rows, found, exact, dtype, bound, size)
 
 
 def off_the_step(x, threshold, n):
@@ -436,28 +442,25 @@ def check_case(case, values, soft, grids, dtype):
         bound = (DISTRIBUTIONS_BOUND if soft else SOFTMAX_BOUND)[dtype][steep]
     else:
         bound = max(LOOSE, DISTRIBUTIONS_BOUND[dtype][0]) if soft else LOOSE
+    labelled = []
     for (x, labels), n in grids:
         if soft:
             labels = distributions(x, labels)
-        if case is HARD:
-            kept = off_the_step(x, values[0], n)
-            x, labels = x[kept], labels[kept]
-        truth = softmax(case.truth)
-        check_softmax(SOFTMAX[case], case.parameter, truth, values, x, labels, n, bound)
+        kept = off_the_step(x, values[0], n) if case is HARD else slice(None)
+        labelled.append((x[kept], labels[kept], n))
+    check_softmax(SOFTMAX[case], case.parameter, softmax(case.truth), values, labelled, bound)
 
 
 GAMMAS, KS = (0.1, 0.5, 2.5, 5.0, 8.3, 10.0), (0.1, 0.5, 1.4428, 2.0, 3.7, 10.0)
 IDS = {
-    2: [(FOCAL, 2), (FOCAL, 4), (SOFT, *KS)],
+    2: [(FOCAL, 4)],
     3: [*((FOCAL, g) for g in (0, 1, 2, 5)), (FOCAL, *GAMMAS), (SOFT, *KS), (HARD, 0.9)],
-    21: [(FOCAL, 2), (FOCAL, 3), (FOCAL, 5), (SOFT, *KS)],
-    1000: [(FOCAL, 2), (FOCAL, 5), (SOFT, *KS)],
+    21: [(FOCAL, 3)],
+    1000: [(FOCAL, 2), (SOFT, *KS)],
 }
 DISTRIBUTIONS = {
-    2: [(FOCAL, 2)],
-    3: [(FOCAL, 0), (FOCAL, 5), (FOCAL, *GAMMAS), (SOFT, *KS), (HARD, 0.9)],
-    21: [(FOCAL, 2)],
-    1000: [(FOCAL, 2)],
+    3: [(FOCAL, 5), (FOCAL, *GAMMAS), (SOFT, *KS)],
+    100: [(FOCAL, 2)],
 }
 
 
@@ -479,7 +482,7 @@ def test_class_ids(classes, case, values, dtype):
 
 @softmax_plan(DISTRIBUTIONS)
 def test_distributions(classes, case, values, dtype):
-    grids = [(examples(classes, 60, dtype), EXACT)] if classes < 1000 else []
+    grids = [(examples(classes, {3: 60, 100: 2}[classes], dtype), EXACT)]
     if DENSE_WORKS:
         grids += [(examples(classes, 8 + 6_000 // classes, dtype), DENSE)]
     check_case(case, tuple(values), True, grids, dtype)
@@ -500,15 +503,18 @@ def test_the_literal_form(soft, dtype):
     if soft:
         labels = distributions(x, labels)
     bound = 5e-6 if soft else LOOSE
-    check_softmax(SU, "k", su_soft_truncation, (0.5, 1.0, 2.0), x, labels, EXACT, bound)
+    check_softmax(SU, "k", su_soft_truncation, (0.5, 1.0, 2.0), [(x, labels, EXACT)], bound)
 
 
-SECOND = [(FOCAL, 0, 0.5, 2, 5), (SOFT, 0.5, 2.0, 3.7)]
-
-
-@pytest.mark.parametrize("soft", [False, True], ids=["ids", "distributions"])
 @pytest.mark.parametrize(
-    ("case", "values"), [(case, values) for case, *values in SECOND], ids=["focal", "soft"]
+    ("case", "values", "soft", "dtype"),
+    [
+        (FOCAL, (0, 0.5, 2, 5), False, jnp.float32),
+        (SOFT, (0.5, 2.0, 3.7), False, jnp.float64),
+        (FOCAL, (0, 0.5, 2, 5), True, jnp.float32),
+    ],
+    ids=["focal", "soft-float64", "focal-distributions"],
+    indirect=["dtype"],
 )
 def test_second_derivatives(case, values, soft, dtype):
     x, labels = examples(3, 150, dtype)
@@ -530,32 +536,35 @@ def test_second_derivatives(case, values, soft, dtype):
     check(case.name, rows, got, exact, dtype, BEND[dtype], true.largest)
 
 
-@pytest.mark.parametrize("case", [FOCAL, SOFT], ids=by_name)
-@pytest.mark.parametrize("soft", [False, True], ids=["ids", "distributions"])
-def test_third_derivatives(case, soft, float64):
+def test_third_derivatives(float64):
     """Along a line of logits, also where all tie, which is where training starts."""
     starts = [(0, 0, 0), (1, 1, -2), (0.5, -1, 2), (3, -4, 3)]
-    label = np.array([0.625, 0.25, 0.125]) if soft else np.int32(0)
+    label = np.array([0.625, 0.25, 0.125])
     along = np.array([1.0, -0.5, 0.25])
-    truth = over_classes(softmax(case.truth)) if soft else softmax(case.truth)
+    truth = over_classes(softmax(FOCAL.truth))
 
     def exact(start, t):
         x = EXACT.of(np.array([start], float)) + t * EXACT.of(along)
-        return truth(x, EXACT.of(label[None]) if soft else label[None], mpmath.mpf(2))[0].value[0]
+        return truth(x, EXACT.of(label[None]), mpmath.mpf(2))[0].value[0]
 
+    def line(start, t):
+        return SOFTMAX[FOCAL](start + t * along, label)
+
+    @jax.jit
     def third(start):
-        def line(t):
-            return SOFTMAX[case](start + t * along, label)
+        second = jax.grad(jax.grad(partial(line, start)))
+        return jax.jvp(second, (0.0,), (1.0,))[1]
 
-        return jax.grad(jax.grad(jax.grad(line)))(0.0)
-
-    for start, got in zip(starts, jax.jit(jax.vmap(third))(np.array(starts, float)), strict=True):
+    for start in starts:
         true = mpmath.diff(partial(exact, start), 0, 3)
-        assert float(got) == pytest.approx(float(true), rel=1e-11)
+        assert float(third(np.array(start, float))) == pytest.approx(float(true), rel=1e-11)
 
 
-@pytest.mark.parametrize("narrow", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
-@pytest.mark.parametrize("soft", [False, True], ids=["ids", "distributions"])
+@pytest.mark.parametrize(
+    ("narrow", "soft"),
+    [(jnp.bfloat16, False), (jnp.float16, False), (jnp.bfloat16, True)],
+    ids=["bfloat16", "float16", "bfloat16-distributions"],
+)
 def test_narrow_dtypes_of_softmax(narrow, soft):
     """Of distributions within one unit too: the sum is rounded once, at the end."""
     x, labels = examples(21, 200, narrow)
@@ -574,8 +583,11 @@ def test_narrow_dtypes_of_softmax(narrow, soft):
         assert np.all(error[normal] <= ulp[normal])
 
 
-@pytest.mark.parametrize("case", SOFTMAX, ids=by_name)
-@pytest.mark.parametrize("soft", [False, True], ids=["ids", "distributions"])
+@pytest.mark.parametrize(
+    ("case", "soft"),
+    [(FOCAL, False), (SOFT, False), (FOCAL, True)],
+    ids=["focal", "soft", "focal-distributions"],
+)
 def test_nothing_is_infinite_where_the_logits_are_not(case, soft):
     x, labels = examples(3, 100, np.float32)
     x = np.concatenate([np.where(np.isinf(x), 1e30, x), [[1e38, -1e38, 0], [-3e38, -3e38, 1e-38]]])

@@ -121,13 +121,16 @@ SOFTMAX_TRAPS = {
 }
 
 
+SOFTMAX_FOCAL = jax.jit(jax.value_and_grad(softmax_focal_loss))
+
+
 @pytest.mark.parametrize("soft", [False, True], ids=["ids", "distributions"])
 @pytest.mark.parametrize("trap", SOFTMAX_TRAPS)
 def test_the_right_value_and_slopes_of_softmax(trap, soft):
     dtype, x, gamma = SOFTMAX_TRAPS[trap]
     x = jnp.asarray(x, dtype)
     label = jax.nn.one_hot(0, len(x)) if soft else 0
-    got = jax.value_and_grad(softmax_focal_loss)(x, label, gamma=gamma)
+    got = SOFTMAX_FOCAL(x, label, gamma=float(gamma))
     truth = reference.softmax(reference.focal)
     true = truth(EXACT.of(x)[None], np.array([0]), EXACT.of([gamma]))
     bound = 2e-6 if dtype == jnp.float32 else float(jnp.finfo(dtype).eps)
@@ -138,43 +141,44 @@ def test_the_right_value_and_slopes_of_softmax(trap, soft):
 
 
 @pytest.mark.parametrize("loss", SOFTMAX)
-@pytest.mark.parametrize("id_", [-1, -100, 3, 10**6])
-def test_an_id_of_no_class_is_loud(loss, id_):
+def test_an_id_of_no_class_is_loud(loss):
     """optax 0.2.8: the last class's loss at -1; at -100 NaN with a finite, wrong gradient."""
-    x = jnp.array([[2.0, -1.0, 0.5], [0.0, 1.0, -1.0]])
-    ids = jnp.array([id_, 1])
+    x = jnp.array([*4 * [[2.0, -1.0, 0.5]], [0.0, 1.0, -1.0]])
+    ids = jnp.array([-1, -100, 3, 10**6, 1])
 
     def total(x, **options):
         return (found := loss(x, ids, **options)).sum(), found
 
     slope, found = jax.grad(total, has_aux=True)(x)
-    assert jnp.isnan(found).tolist() == [True, False]
-    assert jnp.isnan(slope).tolist() == [[True] * 3, [False] * 3]
+    assert jnp.isnan(found).tolist() == [True] * 4 + [False]
+    assert jnp.isnan(slope).tolist() == [[True] * 3] * 4 + [[False] * 3]
     slope, found = jax.grad(total, has_aux=True)(x, where=ids == 1)
-    assert found[0] == 0
-    assert not slope[0].any()
-    assert slope[1].all() or loss is softmax_hard_threshold_loss
+    assert not found[:4].any()
+    assert not slope[:4].any()
+    assert slope[4].all() or loss is softmax_hard_threshold_loss
 
 
-@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
 def test_the_dominating_class_of_a_distribution(gamma):
     """Its 1 - p_c, from 1 - exp(log_p) or log1mexp, is off by up to 1.6e7 units."""
-    x = np.array([[22, 0, -1, 2]], np.float32)
+    x = np.tile(np.float32([22, 0, -1, 2]), (3, 1))
+    labels = np.array([[1, 0, 0, 0], [0.5, 0, 0, 0], [1, 0, 0, 1e-20]], np.float32)
+    loss, pull = jax.vjp(lambda x: softmax_focal_loss(x, labels, gamma=gamma), x)
     truth = reference.over_classes(reference.softmax(reference.focal))
-    for label in ([1, 0, 0, 0], [0.5, 0, 0, 0], [1, 0, 0, 1e-20]):
-        label = np.array([label], np.float32)
-        got = jax.value_and_grad(lambda x, y=label: softmax_focal_loss(x, y, gamma=gamma).sum())(x)
-        true = truth(EXACT.of(x), EXACT.of(label), EXACT.of([gamma]))
-        for value, (exact, _) in zip(got, true, strict=True):
-            np.testing.assert_allclose(value, exact.astype(float).reshape(value.shape), 2e-6)
+    true = truth(EXACT.of(x), EXACT.of(labels), EXACT.of([gamma]))
+    for value, (exact, _) in zip((loss, *pull(jnp.ones(3))), true, strict=True):
+        np.testing.assert_allclose(value, exact.astype(float), 2e-6)
 
 
-@pytest.mark.parametrize("under", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("loss", SOFTMAX)
-def test_masking_comes_before_the_softmax(loss, under):
-    x, mask = jnp.array([[under, 1.0], [1.0, 0.5]]), jnp.array([False, True])
-    for labels in (jnp.array([-100, 1]), jnp.array([[under, 0.5], [0.25, 0.75]])):
-        value, slope = jax.value_and_grad(lambda x, y=labels: loss(x, y, where=mask).sum())(x)
+@pytest.mark.parametrize(
+    ("loss", "soft"), [*((loss, False) for loss in SOFTMAX), (softmax_focal_loss, True)]
+)
+def test_masking_comes_before_the_softmax(loss, soft):
+    mask = jnp.array([False, True])
+    slope_of = jax.jit(jax.value_and_grad(lambda x, y: loss(x, y, where=mask).sum()))
+    for under in (np.nan, np.inf, -np.inf):
+        labels = jnp.array([[under, 0.5], [0.25, 0.75]]) if soft else jnp.array([-100, 1])
+        value, slope = slope_of(jnp.array([[under, 1.0], [1.0, 0.5]]), labels)
         assert jnp.isfinite(value)
         assert not slope[0].any()
         assert jnp.isfinite(slope[1]).all()
