@@ -1,0 +1,116 @@
+"""A training step across hosts: two processes of four devices each against one of a single device.
+
+The step is that of `colab/tpu_gpu_training.py`. Run as a script this file is one of the processes:
+
+    python tests/test_across_hosts.py FOLDER DEVICES [COORDINATOR PROCESS]
+"""
+
+import os
+import runpy
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SIZE, BATCH = 32, 16
+HALF = BATCH // 2  # what each of two hosts holds
+# Which canvases have no digit, and which are masked whole.
+CASES = {
+    "ordinary": (np.s_[:0], np.s_[:0]),
+    "no positive on the first host": (np.s_[:HALF], np.s_[:0]),
+    "the second host masked whole": (np.s_[:0], np.s_[HALF:]),
+    "the first masked whole, the second without a positive": (np.s_[HALF:], np.s_[:HALF]),
+    "all masked": (np.s_[:0], np.s_[:]),
+}
+SPREADS = ("by_jit", "by_shard_map")
+
+
+def one_process(folder, devices, coordinator=None, process=0):
+    """Loss, gradient and one update of every case, kept as FOLDER/result.npz by process 0."""
+    import jax
+    from jax import numpy as jnp
+    from sklearn.datasets import load_digits
+
+    jax.config.update("jax_num_cpu_devices", devices)
+    if coordinator:
+        jax.distributed.initialize(coordinator, num_processes=2, process_id=process)
+    notebook = runpy.run_path(str(ROOT / "colab/tpu_gpu_training.py"), run_name="imported")
+    mesh = notebook["data_mesh"](jax.devices())
+    data = load_digits()
+    digits = notebook["Digits"](data.images.astype(np.float32) / 16, data.target)
+    batch = digits.batch(SIZE, 0, range(BATCH))
+    # a warm-up of no step, so that the one update moves the parameters
+    trainer, state = notebook["make_trainer"](width=8, steps=1, dtype=jnp.float32)
+    share = BATCH // jax.process_count()
+    mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+
+    def loss_gradient_update(state, batch, axis_name=None):
+        loss, gradient = jax.value_and_grad(trainer.loss)(state.params, batch, axis_name)
+        updated, _ = trainer.step(state, batch, axis_name)
+        return {"loss": loss, "gradient": gradient, "params": updated.params}
+
+    ways = {f"|{spread}": notebook[spread](loss_gradient_update, mesh) for spread in SPREADS}
+    if not coordinator:
+        ways = {"": jax.jit(loss_gradient_update)}
+    results = {}
+    for case, (empty, masked) in CASES.items():
+        cut = notebook["without_digits"](batch, empty=empty, masked=masked)
+        local = type(cut)(*(part[mine] for part in cut))
+        there = notebook["on_all_devices"](local, mesh)
+        for way, function in ways.items():
+            for path, leaf in jax.tree.leaves_with_path(function(state, there)):
+                name = jax.tree_util.keystr(path, simple=True)
+                results[f"{case}|{name}{way}"] = jax.device_get(leaf)
+    if jax.process_index() == 0:
+        np.savez(folder / "result.npz", **results)
+
+
+def start(folder, *arguments):
+    folder.mkdir(exist_ok=True)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    with open(folder / f"log{arguments[-1]}", "w") as log:
+        command = [sys.executable, __file__, str(folder), *map(str, arguments)]
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+def finish(folder, processes):
+    """The results, once all processes have ended; none outlives this."""
+    try:
+        codes = [process.wait(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    logs = "\n".join(log.read_text() for log in folder.glob("log*"))
+    assert not any(codes), logs
+    return dict(np.load(folder / "result.npz"))
+
+
+def test_two_processes_give_what_one_device_gives(tmp_path):  # one test: results are made once
+    for module in ("flax", "optax", "orbax.checkpoint", "sklearn", "matplotlib", "rich"):
+        pytest.importorskip(module, reason="the step is that of a notebook: needs focaljax[colab]")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    two, one = tmp_path / "two", tmp_path / "one"
+    of_two = finish(two, [start(two, 4, coordinator, process) for process in range(2)])
+    of_one = finish(one, [start(one, 1)])
+    for case in CASES:
+        gradients = [np.abs(g).max() for key, g in of_one.items() if key.startswith(f"{case}|g")]
+        assert (max(gradients) == 0) == (case == "all masked")  # there is something to compare
+    assert of_two.keys() == {key + f"|{spread}" for key in of_one for spread in SPREADS}
+    for key, found in of_two.items():
+        expected = of_one[key.rpartition("|")[0]]
+        assert np.isfinite(expected).all(), key
+        atol = 1e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=atol, err_msg=key)
+
+
+if __name__ == "__main__":
+    folder, devices, *rest = sys.argv[1:]
+    coordinator, process = rest or (None, 0)
+    one_process(Path(folder), int(devices), coordinator, int(process))
