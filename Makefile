@@ -22,7 +22,7 @@ help: ## show this list
 compare: .venv/compare.stamp ## compare the losses on real imbalanced data, with plots
 	.venv/bin/python colab/compare_losses.py $(COMPARE_ARGS)
 
-test: .venv/test.stamp .venv/colab.stamp ## run the tests
+test: .venv/test.stamp .venv/notebooks.stamp ## run the tests
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
 
 test-oldest: .venv-oldest/test.stamp ## run the tests on the oldest jax and chex supported
@@ -43,10 +43,11 @@ lint: .venv/lint.stamp ## check style, format and types
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 
-cost: .venv-cost/benchmarks.stamp ## count what each loss costs, with the TPU and GPU compilers (Linux)
+cost: .venv-cost/benchmarks.stamp ## count what losses and training steps cost on TPUs and GPUs (Linux)
 	.venv-cost/bin/python benchmarks/cost.py
+	.venv-cost/bin/python benchmarks/training.py
 
-notebooks: .venv/colab.stamp ## run every notebook, shortened, in a fresh kernel
+notebooks: .venv/notebooks.stamp ## run every notebook, shortened, in a fresh kernel
 	@for notebook in colab/*.ipynb; do \
 		FOCALJAX_SHORT=1 .venv/bin/jupyter execute "$$notebook" || exit; \
 	done

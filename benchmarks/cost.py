@@ -286,7 +286,7 @@ def count(device: str, loss: Loss, case: Case) -> Count:
 
 # --- the text of a compiled program ---------------------------------------------------------------
 
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
 _LAYOUT = re.compile(r"\{.*?\}")
 _COMPUTATION = re.compile(r"(?:ENTRY )?%([\w.\-]+) \(.*\{$")
@@ -362,7 +362,7 @@ def _size(shape: str) -> int:
                 *(math.ceil(d / t) * t for d, t in zip(sizes, tiles, strict=False)),
                 *sizes[len(tiles) :],
             ]
-        size += _BYTES[dtype] * math.prod(sizes)
+        size += BYTES[dtype] * math.prod(sizes)
     return size
 
 
@@ -458,11 +458,7 @@ def main() -> int:
         counted = pool.map(lambda t: count(t[0], LOSSES[t[2].head][t[1]], t[2]), todo)
         progress = track(counted, "Compiling", total=len(todo), console=Console(stderr=True))
         counts: Counts = dict(zip(todo, progress, strict=True))
-    tables = [
-        f"jax {jax.__version__}, jaxlib {jaxlib.__version__}, optax {optax.__version__}, "
-        f"focaljax {focaljax.__version__}, Python {platform.python_version()}, "
-        f"{datetime.date.today()}; value_and_grad of the reduced loss"
-    ]
+    tables = [f"{versions()}; value_and_grad of the reduced loss"]
     console.print(tables[0])
     for device, head in itertools.product(DEVICES, LOSSES):
         names = list(LOSSES[head])
@@ -475,7 +471,7 @@ def main() -> int:
             f"{device}, {head}: traffic over ideal (in memory only), {WORK[device]}, "
             "scratch over 1 MB"
         )
-        tables.append(_show(console, title, ["logits, labels, reduction", *names], rows))
+        tables.append(show(console, title, ["logits, labels, reduction", *names], rows))
     checked = promises(counts)
     for text, figure, holds in checked:
         console.print(f"{'holds ' if holds else 'BROKEN'}  {text}: {figure}")
@@ -486,7 +482,15 @@ def main() -> int:
     return 0 if all(holds for *_, holds in checked) else 1
 
 
-def _show(console: Console, title: str, header: list[str], rows: list[list[str]]) -> str:
+def versions() -> str:
+    return (
+        f"jax {jax.__version__}, jaxlib {jaxlib.__version__}, optax {optax.__version__}, "
+        f"focaljax {focaljax.__version__}, Python {platform.python_version()}, "
+        f"{datetime.date.today()}"
+    )
+
+
+def show(console: Console, title: str, header: list[str], rows: list[list[str]]) -> str:
     """Prints a table, and returns it as Markdown."""
     table = Table(*header, title=title)
     for row in rows:

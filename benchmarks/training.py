@@ -1,0 +1,191 @@
+"""The notebooks' training steps, compiled for TPUs and GPUs that are not at hand.
+
+That a step compiles for a device says that every operation is there, that it fits into the memory,
+and what the devices have to tell each other. Printed are the memory that one device needs and the
+collectives; nothing is run, so nothing is timed.
+
+    python benchmarks/training.py            # exit status 1 if a step breaks a promise below
+    python benchmarks/training.py --save     # the same, kept in benchmarks/results/training.md
+
+Promised: a step fits into its device, and devices exchange nothing but sums (all-reduce), of at
+most twice the size of the parameters (heads that both levels of a pyramid share are summed for
+each): never logits, activations or anything else of a batch.
+"""
+
+import argparse
+import math
+import os
+import pathlib
+import re
+import runpy
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import cost  # first, as it tells both compilers where they are
+import jax
+import numpy as np
+from jax.experimental.topologies import get_topology_desc
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from rich.console import Console
+from rich.progress import track
+
+COLAB = pathlib.Path(__file__).parents[1] / "colab"
+
+
+class Machine(NamedTuple):
+    platform: str
+    devices: list[Any]
+    gigabytes: float  # of memory that one device has
+
+
+MACHINES = {
+    "4 x TPU v5e": Machine("tpu", get_topology_desc("v5e:2x2", platform="tpu").devices, 16),
+    "4 x TPU v6e": Machine("tpu", get_topology_desc("v6e:2x2", platform="tpu").devices, 32),
+    "4 x TPU v5p": Machine("tpu", get_topology_desc("v5p:2x2x1", platform="tpu").devices, 95),
+    "4 x H100": Machine(
+        "cuda",
+        get_topology_desc(
+            "h100", platform="cuda", topology="1x1x4", target_config=cost.H100
+        ).devices,
+        80,
+    ),
+}
+
+
+class Program(NamedTuple):
+    """A jitted training step, and what it is given: `state`, `batch`, and more that all hold."""
+
+    step: Callable[..., Any]
+    state: Any
+    batch: Any
+    more: tuple[Any, ...] = ()
+
+
+def finder(mesh: Mesh, spread: str) -> Program:
+    """The step of `tpu_gpu_training`, of the size that it has on a GPU or TPU."""
+    notebook = runpy.run_path(str(COLAB / "tpu_gpu_training.py"), run_name="imported")
+    trainer, state = notebook["make_trainer"](width=64, steps=2000)
+    size, cells, canvases = 256, 256 // notebook["STRIDE"], 64 * mesh.size
+    batch = notebook["Batch"](
+        canvas=jax.ShapeDtypeStruct((canvases, size, size, 1), "float32"),
+        ids=jax.ShapeDtypeStruct((canvases, cells, cells), "int32"),
+        counted=jax.ShapeDtypeStruct((canvases, cells, cells), "bool"),
+    )
+    return Program(notebook[spread](trainer.step, mesh, donate_argnums=0), state, batch)
+
+
+def detector(mesh: Mesh) -> Program:
+    """The step of `dense_detection`, with its focal loss and 16 canvases a device."""
+    notebook = runpy.run_path(str(COLAB / "dense_detection.py"), run_name="imported")
+    graphdef = notebook["graph_of"](2000)
+    state = notebook["start"](jax.random.key(0), 0.01, 2000)
+    size, most, canvases = notebook["SIZE"], notebook["MOST"], 16 * mesh.size
+    batch = notebook["Canvases"](
+        images=jax.ShapeDtypeStruct((canvases, size, size), "uint8"),
+        boxes=jax.ShapeDtypeStruct((canvases, most, 4), "float32"),
+        ids=jax.ShapeDtypeStruct((canvases, most), "int32"),
+    )
+    loss = jax.tree.map(np.asarray, notebook["LOSSES"]["focal gamma=2 alpha=.25"])
+    step = partial(notebook["train_step"], graphdef)
+    held = NamedSharding(mesh, P())
+    return Program(jax.jit(step, donate_argnums=0, out_shardings=held), state, batch, (loss,))
+
+
+PROGRAMS = {
+    "tpu_gpu_training, jit": partial(finder, spread="by_jit"),
+    "tpu_gpu_training, shard_map": partial(finder, spread="by_shard_map"),
+    "dense_detection, jit": detector,
+}
+
+
+class Count(NamedTuple):
+    parameters: int  # bytes of the parameters, and
+    arguments: int  # of them, the optimizer's state and one device's part of the batch
+    scratch: int
+    collectives: dict[str, list[int]]  # bytes of what each exchanges
+
+
+_COLLECTIVE = re.compile(
+    r" = (\(.*?\)|\S+) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-[a-z]+"
+    r"|ragged-all-to-all)(?:-start)?\("
+)
+
+
+def count(machine: str, program: str) -> Count:
+    platform, devices, _ = MACHINES[machine]
+    mesh = Mesh(np.array(devices), ("data",))
+    step, state, batch, more = PROGRAMS[program](mesh)
+
+    def placed(tree: Any, spec: P) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree
+        )
+
+    traced = step.trace(placed(state, P()), placed(batch, P("data")), *placed(more, P()))
+    compiled = traced.lower(lowering_platforms=(platform,)).compile()
+    collectives: dict[str, list[int]] = {}
+    for shape, operation in _COLLECTIVE.findall(compiled.as_text()):
+        arrays = re.findall(r"([a-z]+\d+)\[([\d,]*)\]", shape)
+        size = sum(
+            cost.BYTES[dtype] * math.prod(int(d) for d in dims.split(",") if d)
+            for dtype, dims in arrays
+        )
+        collectives.setdefault(operation, []).append(size)
+    memory = compiled.memory_analysis()
+    parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) // 3  # Adam keeps two more
+    return Count(parameters, memory.argument_size_in_bytes, memory.temp_size_in_bytes, collectives)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--save", action="store_true", help="keep it in benchmarks/results/training.md"
+    )
+    save = parser.parse_args().save
+    console = Console(width=140)
+    todo = [(machine, program) for program in PROGRAMS for machine in MACHINES]
+    threading.stack_size(2**28)  # the TPU's compiler recurses deeper than 8 MB reach
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        counted = pool.map(lambda t: count(*t), todo)
+        progress = track(counted, "Compiling", total=len(todo), console=Console(stderr=True))
+        counts = dict(zip(todo, progress, strict=True))
+    rows, broken = [], []
+    for (machine, program), (parameters, arguments, scratch, collectives) in counts.items():
+        name = f"{program}, {machine}"
+        needed = (arguments + scratch) / 1e9
+        if needed > MACHINES[machine].gigabytes:
+            broken.append(f"{name}: needs {needed:.1f} GB")
+        if others := collectives.keys() - {"all-reduce"}:
+            broken.append(f"{name}: {', '.join(others)}")
+        if (summed := sum(collectives.get("all-reduce", []))) > 2 * parameters:
+            broken.append(f"{name}: sums {summed:,} bytes, of {parameters:,} of parameters")
+        sums = ", ".join(f"{size / 1e3:,.3f}" for size in collectives.get("all-reduce", []))
+        sizes = (parameters, arguments, scratch)
+        rows.append([program, machine, *(f"{size / 1e6:,.1f}" for size in sizes), sums])
+    versions = cost.versions()
+    console.print(versions)
+    header = [
+        "training step",
+        "on",
+        "parameters, MB",
+        "arguments, MB per device",
+        "scratch, MB per device",
+        "all-reduces, kB",
+    ]
+    table = cost.show(console, "Training steps, compiled ahead of time", header, rows)
+    for line in broken or ["holds   every step fits, and exchanges sums alone"]:
+        console.print(line)
+    if save:
+        results = pathlib.Path(__file__).parent / "results" / "training.md"
+        results.write_text("\n\n".join(["# Training steps", versions, table]) + "\n")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
