@@ -35,6 +35,10 @@ from rich.console import Console
 from rich.progress import track
 
 COLAB = pathlib.Path(__file__).parents[1] / "colab"
+NOTEBOOKS = {
+    name: runpy.run_path(str(COLAB / f"{name}.py"), run_name="imported")
+    for name in ("tpu_gpu_training", "dense_detection")
+}
 
 
 class Machine(NamedTuple):
@@ -68,7 +72,7 @@ class Program(NamedTuple):
 
 def finder(mesh: Mesh, spread: str) -> Program:
     """The step of `tpu_gpu_training`, of the size that it has on a GPU or TPU."""
-    notebook = runpy.run_path(str(COLAB / "tpu_gpu_training.py"), run_name="imported")
+    notebook = NOTEBOOKS["tpu_gpu_training"]
     trainer, state = notebook["make_trainer"](width=64, steps=2000)
     size, cells, canvases = 256, 256 // notebook["STRIDE"], 64 * mesh.size
     batch = notebook["Batch"](
@@ -81,7 +85,7 @@ def finder(mesh: Mesh, spread: str) -> Program:
 
 def detector(mesh: Mesh) -> Program:
     """The step of `dense_detection`, with its focal loss and 16 canvases a device."""
-    notebook = runpy.run_path(str(COLAB / "dense_detection.py"), run_name="imported")
+    notebook = NOTEBOOKS["dense_detection"]
     graphdef = notebook["graph_of"](2000)
     state = notebook["start"](jax.random.key(0), 0.01, 2000)
     size, most, canvases = notebook["SIZE"], notebook["MOST"], 16 * mesh.size

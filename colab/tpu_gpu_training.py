@@ -80,7 +80,7 @@ from focaljax import normalize_by_positives, prior_bias_init, sigmoid_focal_loss
 # chosen by the device.
 #
 # The cells that run something begin with `if __name__ == "__main__":`, which holds in a notebook.
-# The other cells can so be imported: the tests run this very step in two processes, and `make
+# The other cells can thus be imported: the tests run this very step in two processes, and `make
 # cost` compiles it for TPUs and GPUs that are not there.
 
 # %%
@@ -95,22 +95,25 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="training steps [300; 2000 on a GPU or TPU]")
     parser.add_argument("--batch", type=int, help="canvases per device [8; 64]")
     parser.add_argument("--size", type=int, help="their width, a multiple of 4 [64; 256]")
+    parser.add_argument("--pool", type=int, help="batches to draw and go through again [64; 16]")
     parser.add_argument("--width", type=int, help="channels of the first layer [16; 64]")
     parser.add_argument("--cpu-devices", type=int, default=4, help="a CPU acts as so many [4]")
     parser.add_argument("--out", type=Path, default=Path("results/tpu_gpu_training"), help="folder")
-    parser.add_argument(
-        "--checkpoint", help="folder that all hosts see, gs://... too [OUT/checkpoint]"
-    )
+    parser.add_argument("--checkpoint", help="where to put finder-checkpoint, gs://... too [OUT]")
     parser.add_argument("--distributed", action="store_true", help="one process of several")
     parser.add_argument("--coordinator", help="HOST:PORT of process 0 [found on TPUs and Slurm]")
     parser.add_argument("--processes", type=int, help="how many there are [found likewise]")
     parser.add_argument("--process", type=int, help="which one this is [found likewise]")
     options = parser.parse_args(arguments)
-    for name in ("steps", "batch", "size", "width", "cpu_devices"):
+    for name in ("steps", "batch", "pool", "cpu_devices"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} is {value}, and must be at least 1")
-    if options.size is not None and options.size % STRIDE:
-        parser.error(f"--size is {options.size}, and must be a multiple of {STRIDE}")
+    for name, multiple, least in (("size", STRIDE, 20), ("width", 8, 8)):
+        value = getattr(options, name)
+        if value is not None and (value < least or value % multiple):
+            parser.error(
+                f"--{name} is {value}, and must be a multiple of {multiple}, at least {least}"
+            )
     return options
 
 
@@ -122,10 +125,11 @@ if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", options.cpu_devices)  # of no effect on a GPU or TPU
     if options.distributed:  # before anything is computed
         jax.distributed.initialize(options.coordinator, options.processes, options.process)
-    defaults = {"steps": (300, 2000), "batch": (8, 64), "size": (64, 256), "width": (16, 64)}
-    for name, by_device in defaults.items():
+    small = {"steps": 300, "batch": 8, "size": 64, "pool": 64, "width": 16}
+    large = {"steps": 2000, "batch": 64, "size": 256, "pool": 16, "width": 64}
+    for name, value in (small if jax.default_backend() == "cpu" else large).items():
         if getattr(options, name) is None:
-            setattr(options, name, by_device[jax.default_backend() != "cpu"])
+            setattr(options, name, value)
     options.out.mkdir(parents=True, exist_ok=True)
 
 # %% [markdown]
@@ -153,12 +157,12 @@ if __name__ == "__main__":
 #
 # Real handwritten digits (scikit-learn's, 8 x 8 pixels) on canvases cluttered with pieces of
 # others. A cell of 4 x 4 pixels that holds a digit's centre is positive for its class; the other
-# cells of the digit are neither positive nor negative, so they are left out by a mask; all else
-# is background. About one logit in a thousand is positive. The digits of the test canvases are
-# never trained on.
+# cells of the digit are neither positive nor negative, so they are left out by a mask; all else is
+# background. Less than one logit in 800 is positive. The digits of the test canvases are never
+# trained on.
 #
 # Canvas number i is the same whoever makes it, so each host makes its share of a batch and no
-# other.
+# other. Making them takes a CPU longer than training takes a GPU: a pool of batches is drawn once.
 
 
 # %%
@@ -224,9 +228,13 @@ if __name__ == "__main__":
         first = step * batch_size + jax.process_index() * share
         return range(first, first + share)
 
-    example = train_digits.batch(options.size, 0, range(64))
-    positives = (example.ids >= 0).sum()
-    console.print(f"1 logit in {CLASSES * example.counted.sum() / positives:,.0f} is positive")
+    pool = [
+        train_digits.batch(options.size, 0, my_numbers(step))
+        for step in track(range(min(options.pool, options.steps)), "Drawing", console=console)
+    ]
+    positives = sum((batch.ids >= 0).sum() for batch in pool)
+    logits = CLASSES * sum(batch.counted.sum() for batch in pool)
+    console.print(f"1 logit in {logits / positives:,.0f} is positive")
 
 # %% [markdown]
 # ## Model
@@ -239,27 +247,26 @@ if __name__ == "__main__":
 # %%
 class Finder(nnx.Module):
     def __init__(self, width: int, *, dtype: Any = jnp.bfloat16, rngs: nnx.Rngs):
-        conv = partial(nnx.Conv, use_bias=False, dtype=dtype, rngs=rngs)
-        self.layers = nnx.List(
-            [
-                conv(1, width, (STRIDE, STRIDE), strides=STRIDE),
-                conv(width, 2 * width, (3, 3)),
-                conv(2 * width, 4 * width, (3, 3)),
-            ]
-        )
-        self.norms = nnx.List(
-            nnx.GroupNorm(layer.out_features, num_groups=8, dtype=dtype, rngs=rngs)
-            for layer in self.layers
+        def block(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nnx.Sequential:
+            both = {"dtype": dtype, "rngs": rngs}
+            shape = (kernel, kernel)
+            return nnx.Sequential(
+                nnx.Conv(inputs, outputs, shape, strides=stride, use_bias=False, **both),
+                nnx.GroupNorm(outputs, num_groups=8, **both),
+                nnx.relu,
+            )
+
+        self.body = nnx.Sequential(
+            block(1, width, kernel=STRIDE, stride=STRIDE),
+            block(width, 2 * width, kernel=3),
+            block(2 * width, 4 * width, kernel=3),
         )
         self.head = nnx.Conv(
             4 * width, CLASSES, (1, 1), bias_init=prior_bias_init(0.01), dtype=dtype, rngs=rngs
         )
 
     def __call__(self, canvas: jax.Array) -> jax.Array:
-        x = canvas
-        for layer, norm in zip(self.layers, self.norms, strict=True):
-            x = nnx.relu(norm(layer(x)))
-        return self.head(x)
+        return self.head(self.body(canvas))
 
 
 # %% [markdown]
@@ -332,9 +339,10 @@ def by_shard_map(function: Callable, mesh: Mesh, **options: Any) -> Callable:
 # ## The same numbers?
 #
 # Loss and gradient of one batch, over all devices in both ways and on a single one; the last
-# devices' parts have no positive and are masked whole. Gradients differ by the
-# norm of their difference over their norm. In float32 that is rounding, in another order of
-# summation; in bfloat16 each device rounds its part of a gradient to 8 bits before they are added.
+# devices' parts have no positive and are masked whole. The difference of two gradients is by norm,
+# relative to the norm of one. In float32 (at the highest precision, which a GPU and a TPU do not
+# use by default) it is rounding, in another order of summation; in bfloat16 each device rounds its
+# part of a gradient to 8 bits before they are added.
 
 
 # %%
@@ -354,18 +362,24 @@ def without_digits(batch: Batch, empty: slice, masked: slice) -> Batch:
 
 if __name__ == "__main__":
     table = Table("model", "spread by", "loss", "on one device", "gradient off by", "allowed")
-    whole = train_digits.batch(options.size, 0, range(batch_size))
-    part = batch_size // max(4, jax.device_count())
-    last, second_last = batch_size - part, batch_size - 2 * part
+    devices = jax.device_count()
+    count = devices * max(2, 8 // devices)  # few, since one device is to hold them all
+    part = count // max(4, devices)
+    last, second_last = count - part, count - 2 * part
+    whole = train_digits.batch(options.size, 0, range(count))
     whole = without_digits(whole, empty=np.s_[second_last:last], masked=np.s_[last:])
-    first = my_numbers(0)
-    mine = Batch(*(part[first.start : first.stop] for part in whole))
+    share = count // jax.process_count()
+    first = jax.process_index() * share
+    mine = Batch(*(each[first : first + share] for each in whole))
     for dtype, allowed in ((jnp.float32, 1e-5), (jnp.bfloat16, 0.02)):
         trainer, state = make_trainer(options.width, options.steps, dtype)
         value_and_grad = jax.value_and_grad(trainer.loss)
-        loss, reference = jax.jit(value_and_grad)(state.params, whole)
+        with jax.default_matmul_precision("highest"):
+            loss, reference = jax.jit(value_and_grad)(state.params, whole)
         for spread in (by_jit, by_shard_map):
-            total, gradient = spread(value_and_grad, mesh)(state.params, on_all_devices(mine, mesh))
+            with jax.default_matmul_precision("highest"):
+                spread_out = spread(value_and_grad, mesh)
+                total, gradient = spread_out(state.params, on_all_devices(mine, mesh))
             difference = relative_difference(gradient, reference)
             table.add_row(
                 jnp.dtype(dtype).name,
@@ -400,9 +414,11 @@ if __name__ == "__main__":
     before = cell_average_precision(trainer, jax.device_get(state.params), test_batch)
     losses = []
     for step in track(range(options.steps), "Training", console=console):
-        local = train_digits.batch(options.size, 0, my_numbers(step))
-        state, loss = train_step(state, on_all_devices(local, mesh))
-        losses.append(loss)  # a device array: reading it here would wait for the step
+        state, loss = train_step(state, on_all_devices(pool[step % len(pool)], mesh))
+        losses.append(loss)  # a device array: reading it would wait for the step
+        if jax.default_backend() == "cpu":
+            # Its devices share a few threads, where steps under way together can block each other.
+            loss.block_until_ready()
     after = cell_average_precision(trainer, jax.device_get(state.params), test_batch)
     console.print(f"average precision on test canvases: {before:.3f} before, {after:.3f} after")
 
@@ -416,36 +432,39 @@ if __name__ == "__main__":
     if jax.process_index() == 0:
         figure.savefig(options.out / "training.png", dpi=150)
     if IN_NOTEBOOK:
-        display(figure)  # noqa: F821
+        from IPython.display import Image, display
+
+        display(Image(options.out / "training.png", width=700))
 
 # %% [markdown]
 # ## Checkpoint
 #
 # Parameters and optimizer, saved by all processes together and restored into the shardings that
-# they had. What is restored must be what was saved to the last bit, and so must the step after
-# it.
+# they had. What is restored must be what was saved to the last bit; training goes on from it.
 
 # %%
 if __name__ == "__main__":
-    path = options.checkpoint or options.out.resolve() / "checkpoint"
+    folder = options.checkpoint or options.out
+    if "://" not in str(folder):
+        folder = Path(folder).resolve()
+    path = f"{folder}/finder-checkpoint"
     checkpointer = ocp.StandardCheckpointer()
-    checkpointer.save(path, state, force=True)
+    checkpointer.save(path, state, force=True)  # over an earlier one
     checkpointer.wait_until_finished()
     as_saved = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)  # with its shardings
     restored = checkpointer.restore(path, as_saved)
     checkpointer.close()
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), jax.device_get(state))
-    batch = on_all_devices(train_digits.batch(options.size, 0, my_numbers(options.steps)), mesh)
-    (state, loss), (restored, loss_restored) = train_step(state, batch), train_step(restored, batch)
-    assert loss == loss_restored, f"the step after: {loss}, and {loss_restored} from the checkpoint"
-    console.print(f"restored to the last bit, as is the next loss ({float(loss):.6f})")
+    batch = on_all_devices(pool[0], mesh)
+    state, loss = train_step(restored, batch)
+    console.print(f"restored to the last bit; the loss of the next step is {float(loss):.4f}")
 
 # %% [markdown]
 # ## How fast, and what of it is the loss
 #
 # Steps over one batch that is on the devices already, so without making canvases. Beside it the
-# loss alone, value and gradient, on logits of the same shape and dtype: within a step the
-# compiler merges it with its neighbours, so that its share there is at most this.
+# loss alone, value and gradient, on logits of the same shape and dtype. Within a step the compiler
+# merges it with its neighbours, so its share there is roughly this or less.
 
 
 # %%
