@@ -114,7 +114,9 @@ def test_two_processes_give_what_one_device_gives(tmp_path):  # one test: result
     for key, found in of_two.items():
         expected = of_one[key.rpartition("|")[0]]
         assert np.isfinite(expected).all(), key
-        atol = 1e-5 * np.abs(expected).max()
+        # Adam divides a gradient by its own size, so that of one near 0 the rounding shows in the
+        # update: to a hundredth of the learning rate
+        atol = 3e-5 if "|params" in key else 1e-5 * np.abs(expected).max()
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=atol, err_msg=key)
 
 
