@@ -158,8 +158,8 @@ if __name__ == "__main__":
 # Real handwritten digits (scikit-learn's, 8 x 8 pixels) on canvases cluttered with pieces of
 # others. A cell of 4 x 4 pixels that holds a digit's centre is positive for its class; the other
 # cells of the digit are neither positive nor negative, so they are left out by a mask; all else is
-# background. Less than one logit in 800 is positive. The digits of the test canvases are never
-# trained on.
+# background. On the small canvases of a CPU about one logit in 900 is positive. The digits of the
+# test canvases are never trained on.
 #
 # Canvas number i is the same whoever makes it, so each host makes its share of a batch and no
 # other. Making them takes a CPU longer than training takes a GPU: a pool of batches is drawn once.
