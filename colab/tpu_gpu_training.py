@@ -151,6 +151,8 @@ if __name__ == "__main__":
     )
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     console.print(f"{device}, {jax.process_count()} process(es), jax {jax.__version__}")
+    no_bar = IN_NOTEBOOK and importlib.util.find_spec("ipywidgets") is None
+    bar = partial(track, console=console, disable=no_bar)
 
 # %% [markdown]
 # ## Data: where is which digit?
@@ -230,7 +232,7 @@ if __name__ == "__main__":
 
     pool = [
         train_digits.batch(options.size, 0, my_numbers(step))
-        for step in track(range(min(options.pool, options.steps)), "Drawing", console=console)
+        for step in bar(range(min(options.pool, options.steps)), "Drawing")
     ]
     positives = sum((batch.ids >= 0).sum() for batch in pool)
     logits = CLASSES * sum(batch.counted.sum() for batch in pool)
@@ -413,7 +415,7 @@ if __name__ == "__main__":
     test_batch = test_digits.batch(options.size, 1, range(64))
     before = cell_average_precision(trainer, jax.device_get(state.params), test_batch)
     losses = []
-    for step in track(range(options.steps), "Training", console=console):
+    for step in bar(range(options.steps), "Training"):
         state, loss = train_step(state, on_all_devices(pool[step % len(pool)], mesh))
         losses.append(loss)  # a device array: reading it would wait for the step
         if jax.default_backend() == "cpu":
