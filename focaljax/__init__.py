@@ -8,6 +8,13 @@ from focaljax._margin import softmax_margin as softmax_margin
 from focaljax._modulation import focal_modulation as focal_modulation
 from focaljax._modulation import hard_threshold_modulation as hard_threshold_modulation
 from focaljax._modulation import soft_truncation_modulation as soft_truncation_modulation
+from focaljax._posterior import decision_threshold as decision_threshold
+from focaljax._posterior import sigmoid_posterior as sigmoid_posterior
+from focaljax._posterior import sigmoid_posterior_logits as sigmoid_posterior_logits
+from focaljax._posterior import sigmoid_prior_shift as sigmoid_prior_shift
+from focaljax._posterior import softmax_posterior as softmax_posterior
+from focaljax._posterior import softmax_posterior_logits as softmax_posterior_logits
+from focaljax._posterior import softmax_prior_shift as softmax_prior_shift
 from focaljax._reduce import normalize_by_positives as normalize_by_positives
 from focaljax._reduce import reduce_mean as reduce_mean
 from focaljax._sigmoid import sigmoid_focal_loss as sigmoid_focal_loss

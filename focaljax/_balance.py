@@ -86,9 +86,14 @@ def prior_bias(prior: ArrayLike = 0.01) -> jax.Array:
     References:
       Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, sections 3.3 and 4.1.
     """
-    _checks.within("prior", prior, 0.0, 1.0, open_low=True, open_high=True)
-    array, known = _checks.array("prior", prior), _checks.known("prior", prior)
-    _checks.floating("prior", array)
+    return log_odds("prior", prior)
+
+
+def log_odds(name: str, prior: ArrayLike) -> jax.Array:
+    """`prior_bias` of a prior that the caller knows as `name`."""
+    _checks.within(name, prior, 0.0, 1.0, open_low=True, open_high=True)
+    array, known = _checks.array(name, prior), _checks.known(name, prior)
+    _checks.floating(name, array)
     dtype = wide(array.dtype)
     if known is None:
         return jnp.log(array.astype(dtype)) - jnp.log1p(-array.astype(dtype))

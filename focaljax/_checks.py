@@ -127,13 +127,12 @@ def vector(name: str, array: jax.Array) -> None:
     )
 
 
-def per_class(name: str, array: jax.Array, classes: int) -> None:
+def per_class(name: str, array: jax.Array, classes: int, advice: str = "") -> None:
     chex.assert_shape(
         array,
         (classes,),
-        custom_message=f"{name} must have one weight for each of the {classes} classes, shape "
-        f"({classes},), got shape {array.shape}: one number, as in the sigmoid losses, would only "
-        "rescale the loss",
+        custom_message=f"{name} must have one entry for each of the {classes} classes, shape "
+        f"({classes},), got shape {array.shape}{advice}",
     )
 
 

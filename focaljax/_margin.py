@@ -124,6 +124,27 @@ def softmax_arrays(logits: ArrayLike, labels: ArrayLike, axis: int) -> tuple[jax
     return logits, jnp.where(ids.astype(labels.dtype) == labels, ids, -1)
 
 
+def along_classes(
+    name: str, values: ArrayLike, logits: jax.Array, axis: int, advice: str = ""
+) -> jax.Array:
+    """A vector with an entry for each class, beside `logits` and in the dtype they need."""
+    array = _checks.array(name, values)
+    _checks.real(name, array)
+    _checks.per_class(name, array, logits.shape[axis], advice)
+    others = [i for i in range(logits.ndim) if i != axis % logits.ndim]
+    return jnp.expand_dims(array.astype(wide(logits.dtype)), others)
+
+
+def class_weights(alpha: ArrayLike, logits: jax.Array, axis: int) -> jax.Array:
+    return along_classes(
+        "alpha",
+        alpha,
+        logits,
+        axis,
+        ": one number, as in the sigmoid losses, would only rescale the loss",
+    )
+
+
 class Margin(NamedTuple):
     """The margin of one class in each example, and what its slope is made of."""
 
@@ -191,7 +212,7 @@ def _leading_class(logits: jax.Array, axis: int) -> jax.Array:
 def exp_from(logits: jax.Array, top: jax.Array, scale: jax.Array, axis: int) -> jax.Array:
     """exp(logits - top); times `scale`, the softmax."""
     del scale  # the derivative's
-    return _exp_from(logits, jnp.expand_dims(top, axis))
+    return exp_difference(logits, jnp.expand_dims(top, axis))
 
 
 @exp_from.defjvp
@@ -297,7 +318,7 @@ def _add(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     return total, (a - (total - part)) + (b - part)
 
 
-def _exp_from(logits: jax.Array, top: jax.Array) -> jax.Array:
+def exp_difference(logits: jax.Array, top: jax.Array) -> jax.Array:
     """exp(logits - top), without the error of rounding the difference (up to 4e-6 in float32)."""
     bound = jnp.finfo(logits.dtype).max / 4  # for infinity, whose difference to itself is NaN
     difference, rounding = _add(jnp.clip(logits, -bound, bound), -jnp.clip(top, -bound, bound))
@@ -324,7 +345,7 @@ def _log_sum_exp(
         logit = jnp.where((ids >= 0) & (ids < logits.shape[axis]), logit, jnp.nan)
         tops = jnp.where(hit, lowest, jnp.maximum(logits, lowest))
         top = jnp.max(tops, axis, keepdims=True)
-        exponentials = _exp_from(tops, top)
+        exponentials = exp_difference(tops, top)
         # so coarse that its sum is exact, of up to 2 ** 16 classes in float32
         coarse = jnp.round(256 * exponentials) / 256
         total, carry = _add(jnp.sum(coarse, axis), jnp.sum(exponentials - coarse, axis))

@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 from focaljax import _checks
 
 
-class _Logit(NamedTuple):
+class Logit(NamedTuple):
     """A logit and its label, seen from the side that the logit leans to."""
 
     sign: jax.Array  # +1 where that side is the positive label, else -1
@@ -61,7 +61,7 @@ _Arrays = tuple[jax.Array, jax.Array, jax.Array]  # for logit, label and paramet
 
 # What takes a logit and the loss's own parameter to its weight. `power` is the parameter where
 # that is a small whole number known when tracing, else None.
-Modulation = Callable[[_Logit, jax.Array, int | None], _Weight]
+Modulation = Callable[[Logit, jax.Array, int | None], _Weight]
 
 
 def _log1p_ratio(e: jax.Array) -> jax.Array:
@@ -81,7 +81,7 @@ def _log1p_ratio(e: jax.Array) -> jax.Array:
     return ratio + ratio * (tail + rounding)
 
 
-def _decay(rate: jax.Array, gap: jax.Array) -> jax.Array:
+def decay(rate: jax.Array, gap: jax.Array) -> jax.Array:
     """exp(-rate * gap), without the error of rounding rate * gap (up to 1e-5 in float32)."""
     product = rate * gap
     info = jnp.finfo(gap.dtype)
@@ -95,7 +95,7 @@ def _decay(rate: jax.Array, gap: jax.Array) -> jax.Array:
     return jnp.exp(-product) * jnp.maximum(1 - rounding, 0)
 
 
-def _see(logit: jax.Array, label: jax.Array, *, apart: bool) -> _Logit:
+def see(logit: jax.Array, label: jax.Array, *, apart: bool) -> Logit:
     """The gap of a logit, and what follows from it.
 
     With `apart`, what is computed from the result has nothing in common with what is computed
@@ -119,7 +119,7 @@ def _see(logit: jax.Array, label: jax.Array, *, apart: bool) -> _Logit:
     # a step of Newton's: a power of `near` multiplies its error
     near = near + near * lax.stop_gradient((1 - near) - near * odds)
     log_ratio = _log1p_ratio(odds)
-    return _Logit(
+    return Logit(
         sign=sign,
         hit=1 - miss,
         miss=miss,
@@ -139,7 +139,7 @@ def _times_decay(factor: jax.Array, rate: ArrayLike, gap: jax.Array) -> jax.Arra
     return factor * half * half
 
 
-def focal(t: _Logit, gamma: jax.Array, power: int | None) -> _Weight:
+def focal(t: Logit, gamma: jax.Array, power: int | None) -> _Weight:
     """`u ** gamma`, where `u = miss * near + hit * far` is 1 - p_t for a label of 0 or 1.
 
     For a soft label it is the mean of 1 - p_t: torchvision's and optax's form.
@@ -150,9 +150,9 @@ def focal(t: _Logit, gamma: jax.Array, power: int | None) -> _Weight:
     cross_entropy = t.miss * t.reach + t.log
     depth = jnp.where(pure_hit, t.reach, -jnp.log(base))  # -log(u / near)
     if power is None:
-        weight = _decay(gamma, depth) * jnp.exp(-gamma * t.log)
+        weight = decay(gamma, depth) * jnp.exp(-gamma * t.log)
     else:
-        weight = jnp.where(pure_hit, _decay(gamma, t.reach), lax.integer_pow(base, power))
+        weight = jnp.where(pure_hit, decay(gamma, t.reach), lax.integer_pow(base, power))
         weight = weight * lax.integer_pow(t.near, power)
         weight = weight + weight * (gamma * t.near_error)
     fall = gamma * t.near * (share * cross_entropy)
@@ -180,10 +180,10 @@ def focal(t: _Logit, gamma: jax.Array, power: int | None) -> _Weight:
     )
 
 
-def soft_truncation(t: _Logit, k: jax.Array, power: int | None) -> _Weight:
+def soft_truncation(t: Logit, k: jax.Array, power: int | None) -> _Weight:
     """sigma(-k z)."""
     del power
-    odds = _decay(k, t.reach)
+    odds = decay(k, t.reach)
     near = 1 / (1 + odds)
     hit = odds * near
     miss_cost = odds * (t.reach + t.log)
@@ -204,7 +204,7 @@ def soft_truncation(t: _Logit, k: jax.Array, power: int | None) -> _Weight:
     )
 
 
-def hard_threshold(t: _Logit, threshold: jax.Array, power: int | None) -> _Weight:
+def hard_threshold(t: Logit, threshold: jax.Array, power: int | None) -> _Weight:
     """1 where p_t <= threshold, else 0: a constant to autodiff."""
     del power
     # "not above" where "at most" is meant: the weight of a NaN is 1, which keeps it
@@ -216,7 +216,7 @@ def hard_threshold(t: _Logit, threshold: jax.Array, power: int | None) -> _Weigh
     )
 
 
-def literal(t: _Logit, margin: jax.Array, power: int | None) -> _Weight:
+def literal(t: Logit, margin: jax.Array, power: int | None) -> _Weight:
     """The sigma of another margin, for a label of 1: the weight of Su's form for many classes."""
     del power
     weight, rest = jax.nn.sigmoid(margin), jax.nn.sigmoid(-margin)
@@ -241,7 +241,7 @@ def _weighted_cross_entropy(
     parameter: jax.Array,
 ) -> jax.Array:
     """Weight times cross entropy, elementwise; `label` is the probability of the positive."""
-    t = _see(logit, label, apart=False)
+    t = see(logit, label, apart=False)
     w = modulation(t, parameter, power)
     hit_loss, miss_loss = w.hit * t.log, w.miss * (t.gap + t.log)
     # for a miss of 0 beside an infinite gap; last, so that the CPU compiler, which pulls sums and
@@ -257,7 +257,7 @@ def _slopes(
     parameter: jax.Array,
 ) -> _Arrays:
     """The derivatives of the loss in logit, label and parameter."""
-    t = _see(logit, label, apart=True)
+    t = see(logit, label, apart=True)
     w = modulation(t, parameter, power)
     hit_slope = -w.hit * (t.odds * t.near + w.hit_fall)
     miss_slope = w.miss * (t.near + w.miss_fall)
@@ -285,7 +285,7 @@ def _logit_slope_jvp(
     modulation: Modulation, power: int | None, primals: _Arrays, tangents: _Arrays
 ) -> tuple[jax.Array, jax.Array]:
     logit, label, parameter = primals
-    t = _see(logit, label, apart=False)
+    t = see(logit, label, apart=False)
     w = modulation(t, parameter, power)
     # Mixed derivatives are symmetric, and only in the logit is what stands above analytic.
     _, slopes = jax.jvp(
@@ -483,7 +483,7 @@ def _weight(modulation: Modulation, margin: ArrayLike, name: str, value: ArrayLi
     margin = _checks.array("margin", margin)
     _checks.floating("margin", margin)
     z = margin.astype(wide(margin.dtype))
-    t = _see(z, jnp.ones_like(z), apart=False)
+    t = see(z, jnp.ones_like(z), apart=False)
     w = modulation(t, parameter(name, value, z), small_whole_number(name, value))
     weight: jax.Array = jnp.where(jnp.isnan(z), z, t.hit * w.hit + t.miss * w.miss)
     return weight.astype(margin.dtype)

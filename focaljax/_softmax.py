@@ -298,6 +298,9 @@ def _softmax_loss(
     axis = axis % logits.ndim
     dtype = _modulation.wide(logits.dtype)
     example = jax.ShapeDtypeStruct(logits.shape[:axis] + logits.shape[axis + 1 :], dtype)
+    if alpha is not None:
+        _checks.within("alpha", alpha, 0.0, open_high=True)
+        alpha = _margin.class_weights(alpha, logits, axis)
     loss: jax.Array = _loss(
         modulation,
         _modulation.small_whole_number(name, value),
@@ -305,7 +308,7 @@ def _softmax_loss(
         logits,
         labels if labels.ndim < logits.ndim else labels.astype(dtype),
         _modulation.parameter(name, value, example),
-        None if alpha is None else _class_weights(alpha, logits.shape, axis).astype(dtype),
+        alpha,
         *_masks(where, logits, example, axis),
     )
     return loss
@@ -536,12 +539,3 @@ def _masks(
         return where, jnp.any(where, axis)
     _checks.mask(where, "the loss", example)
     return None, where
-
-
-def _class_weights(alpha: ArrayLike, shape: tuple[int, ...], axis: int) -> jax.Array:
-    """`alpha` beside logits of this shape."""
-    _checks.within("alpha", alpha, 0.0, open_high=True)
-    alpha = _checks.array("alpha", alpha)
-    _checks.real("alpha", alpha)
-    _checks.per_class("alpha", alpha, shape[axis])
-    return jnp.expand_dims(alpha, [i for i in range(len(shape)) if i != axis])

@@ -44,6 +44,7 @@ class Case:
     valid: tuple = ()
     invalid: tuple = ()
     truth: Callable | None = None  # in reference.py, of a loss or a modulation
+    chosen: Mapping[str, Any] = field(default_factory=dict)  # options given unless others are
     note: str = ""  # what tells it from another case of the function
 
     @property
@@ -52,9 +53,10 @@ class Case:
 
     def __call__(self, *data, **options):
         """The function; where the hyper-parameter has no default, a value is chosen for it."""
+        chosen = dict(self.chosen)
         if self.options.get(self.parameter) is REQUIRED:
-            options = {self.parameter: self.valid[0], **options}
-        return self.function(*data, **options)
+            chosen[self.parameter] = self.valid[0]
+        return self.function(*data, **{**chosen, **options})
 
 
 REQUIRED = object()
@@ -141,6 +143,34 @@ MODULATIONS = (
     modulation(focaljax.hard_threshold_modulation, "threshold", reference.hard_threshold_weight),
 )
 
+
+def posterior(function, **options):
+    options = {"gamma": None, "k": None, "threshold": None, "alpha": None, **options}
+    data = {"logits": CLASS_LOGITS if "axis" in options else LOGITS}
+    return Case(function, data, options, "gamma", *RANGES["gamma"], chosen={"gamma": 2.0})
+
+
+POSTERIORS = (
+    posterior(focaljax.sigmoid_posterior),
+    posterior(focaljax.sigmoid_posterior_logits),
+    posterior(focaljax.softmax_posterior, axis=-1),
+    posterior(focaljax.softmax_posterior_logits, axis=-1),
+)
+PRIOR_SHIFTS = (
+    Case(
+        focaljax.sigmoid_prior_shift,
+        {"logits": LOGITS},
+        {"source_prior": REQUIRED, "target_prior": REQUIRED},
+        chosen={"source_prior": 0.5, "target_prior": 0.01},
+    ),
+    Case(
+        focaljax.softmax_prior_shift,
+        {"logits": CLASS_LOGITS},
+        {"source_prior": REQUIRED, "target_prior": REQUIRED, "axis": -1},
+        chosen={"source_prior": np.arange(1, 5), "target_prior": np.full(4, 0.25)},
+    ),
+)
+
 REDUCTIONS = (
     Case(focaljax.reduce_mean, {"loss": LOSS}, {"where": None, "axis_name": None}),
     Case(
@@ -155,6 +185,14 @@ CASES = (
     *SOFTMAX_LOSSES,
     *MODULATIONS,
     *REDUCTIONS,
+    *POSTERIORS,
+    *PRIOR_SHIFTS,
+    Case(
+        focaljax.decision_threshold,
+        {},
+        {"false_positive_cost": REQUIRED, "false_negative_cost": REQUIRED},
+        chosen={"false_positive_cost": 1.0, "false_negative_cost": 20.0},
+    ),
     Case(focaljax.sigmoid_margin, {"logits": LOGITS, "labels": LABELS}),
     SOFTMAX_MARGIN,
     Case(

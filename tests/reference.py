@@ -210,3 +210,9 @@ def class_balanced_weights(counts, beta):
 
 def log_odds(p):
     return mpmath.log(p) - mpmath.log(1 - p)
+
+
+def posterior_share(z, weight, parameter):
+    """h(p) = p / (w + p w' log p) of the probability p at margin z, where w' is d w / d p."""
+    w = weight(z, parameter)
+    return sigma(z) / (w.value - w.slope * softplus(-z) / sigma(-z))
