@@ -30,6 +30,9 @@ def sigmoid_focal_loss(
     with :math:`u = y (1 - p) + (1 - y) p`. That sharpens: at y = 0.9 and gamma = 2 the loss is
     least at p = 0.986.
 
+    Trained with it, the sigmoid of a logit is not the probability of a positive:
+    `sigmoid_posterior` is.
+
     Args:
       logits: floating point, any shape; the log-odds of the positive.
       labels: exactly the shape of `logits`; probabilities in [0, 1], which is not checked, of
@@ -85,6 +88,9 @@ def sigmoid_soft_truncation_loss(
     cross entropy; a large K nears the hard threshold at 1/2. Linear in a soft label:
     y L(x) + (1 - y) L(-x).
 
+    Trained with it, the sigmoid of a logit is not the probability of a positive:
+    `sigmoid_posterior` is.
+
     Args:
       logits: floating point, any shape; the log-odds of the positive.
       labels: exactly the shape of `logits`; probabilities in [0, 1], which is not checked, of
@@ -138,6 +144,9 @@ def sigmoid_hard_threshold_loss(
     The loss jumps by :math:`-\log m` at the threshold, and autodiff does not see the jump: no
     gradient tells the model to keep what it has got right. Best as fine-tuning. Linear in a soft
     label: y L(x) + (1 - y) L(-x).
+
+    Trained with it at m >= 1/2, the sigmoid of a logit ends at the probability of a positive
+    clipped to [1 - m, m]; what was beyond is lost.
 
     Args:
       logits: floating point, any shape; the log-odds of the positive.

@@ -32,6 +32,8 @@ def softmax_focal_loss(
     entropy. Two classes are `sigmoid_focal_loss` of the difference of their logits
     (of hard labels: soft ones enter that loss by another rule).
 
+    Trained with it, the softmax is not the probability of the classes: `softmax_posterior` is.
+
     Args:
       logits: floating point, at least one axis; any number of classes along `axis`. -inf is a class
         that cannot be.
@@ -101,6 +103,8 @@ def softmax_soft_truncation_loss(
     ahead of all others together. Su Jianlin wrote another form for more than two classes, which
     can fall silent too early: `su_softmax_soft_truncation_loss`.
 
+    Trained with it, the softmax is not the probability of the classes: `softmax_posterior` is.
+
     Args:
       logits: floating point, at least one axis; any number of classes along `axis`. -inf is a class
         that cannot be.
@@ -166,7 +170,8 @@ def softmax_hard_threshold_loss(
         L = -[p_t \le m] \log p_t, \qquad p_t = \mathrm{softmax}(x)_t
 
     The loss jumps by :math:`-\log m` at the threshold, and autodiff does not see the jump: no
-    gradient tells the model to keep what it has got right. Best as fine-tuning.
+    gradient tells the model to keep what it has got right. Best as fine-tuning. Nothing gives the
+    probabilities of the classes back.
 
     Args:
       logits: floating point, at least one axis; any number of classes along `axis`. -inf is a class

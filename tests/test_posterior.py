@@ -272,6 +272,14 @@ def test_derivatives_of_softmax_posteriors_are_exact(name, float64):
     check(bend, posterior_logits, plain, 5e-6)
 
 
+@each_name
+def test_derivatives_at_a_tie_of_two_classes(name):
+    """Where a margin is 0, on whose two sides the formula is spelled differently."""
+    slope = jax.grad(partial(sigmoid_posterior_logits, **{name: 2.0}))(0.0) / 2
+    got = jax.jacfwd(partial(softmax_posterior_logits, **{name: 2.0}))(np.zeros(2, np.float32))
+    close(got, [[slope, -slope], [-slope, slope]])
+
+
 # --- what follows from the formula ----------------------------------------------------------------
 
 X = np.concatenate([np.linspace(-30, 30, 601), [-1e4, -300, 300, 1e4, -1e-30, 0]]).astype(
