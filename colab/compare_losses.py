@@ -24,6 +24,9 @@
 # or by filling in `ARGUMENTS` below; how many classes the target has decides which part it goes to.
 # Every loss trains the same small network with the same optimizer, steps, batches, initial weights
 # and data splits; only the loss differs.
+#
+# How good are the **probabilities**? Three answers for each loss: as the network gives them, after
+# temperature scaling on validation data, and after the closed form that undoes the loss.
 
 # %%
 import importlib.util
@@ -68,7 +71,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from scipy import special, stats
+from scipy import optimize, special, stats
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 from sklearn.compose import make_column_transformer
@@ -86,10 +89,13 @@ from focaljax import (
     reduce_mean,
     sigmoid_focal_loss,
     sigmoid_hard_threshold_loss,
+    sigmoid_posterior_logits,
     sigmoid_soft_truncation_loss,
     soft_truncation_modulation,
     softmax_focal_loss,
     softmax_hard_threshold_loss,
+    softmax_posterior_logits,
+    softmax_prior_shift,
     softmax_soft_truncation_loss,
     su_softmax_soft_truncation_loss,
 )
@@ -282,16 +288,14 @@ else:
     problems = {"binary" if len(problem.classes) == 2 else "multiclass": problem}
 
 # %% [markdown]
-# Each seed draws its own stratified split: 60 % to train on, 20 % to choose thresholds on
-# (validation), 20 % to measure on (test). So the spread over seeds holds the luck of the split as
-# well as the luck of the initial weights. Imputing and scaling look at the training rows only.
-#
-# With more than two classes the most probable one is predicted, there is no threshold to choose,
-# and the validation rows join the training.
+# Each seed draws its own stratified split: 60 % to train on, 20 % to choose thresholds and
+# temperatures on (validation), 20 % to measure on (test). So the spread over seeds holds the luck
+# of the split as well as the luck of the initial weights. Imputing and scaling look at the training
+# rows only.
 #
 # Of each digit there are about as many, so a **long tail** is cut: each seed ranks the ten in an
-# order of its own and trains on 100 of the first, fewer and fewer of the next, 2 of the last. The
-# test has equally many of each.
+# order of its own and trains on 100 of the first, fewer and fewer of the next, 2 of the last.
+# Validation and test have equally many of each.
 
 
 # %%
@@ -326,13 +330,14 @@ def first_of_each(labels: np.ndarray, rows: np.ndarray, counts: np.ndarray) -> n
     return np.concatenate([rows[labels[rows] == c][:count] for c, count in enumerate(counts)])
 
 
-def cut_long_tail(labels, train, test, ratio: int, seed: int, most: int = 100):
-    """Labels by rank, `most` training rows of the first to most / ratio of the last, even test."""
+def cut_long_tail(labels, train, validation, test, ratio: int, seed: int, most: int = 100):
+    """Labels by rank; `most` to most / ratio rows to train on, of the others as many of each."""
     classes = labels.max() + 1
     labels = np.random.default_rng(seed).permutation(classes)[labels]
     counts = np.round(most * ratio ** -np.linspace(0, 1, classes)).astype(int)
-    even = np.full(classes, np.bincount(labels).min() // 5)  # a fifth of the rows are for the test
-    return labels, first_of_each(labels, train, counts), first_of_each(labels, test, even)
+    even = np.full(classes, np.bincount(labels).min() // 5)  # a fifth of the rows are for each
+    parts = zip((train, validation, test), (counts, even, even), strict=True)
+    return labels, *(first_of_each(labels, rows, count) for rows, count in parts)
 
 
 def encode(features: pd.DataFrame, train: np.ndarray) -> np.ndarray:
@@ -351,13 +356,10 @@ def encode(features: pd.DataFrame, train: np.ndarray) -> np.ndarray:
 
 
 def split_and_encode(problem: Problem, seeds: int) -> list[Part]:
-    """Train, validation and test; of more than two classes train and test."""
+    """Train, validation and test."""
     by_seed = []
     for seed in range(seeds):
         labels, rows = problem.labels, split_rows(problem, seed)
-        if len(problem.classes) > 2:
-            train, validation, test = rows
-            rows = [np.concatenate([train, validation]), test]
         if problem.tail > 1:
             labels, *rows = cut_long_tail(labels, *rows, problem.tail, seed)
         x = encode(problem.features, rows[0])
@@ -489,27 +491,145 @@ def predict_all(graph, states: nnx.State, x: jax.Array) -> jax.Array:
 
 
 # %% [markdown]
-# ## Comparing in pairs
+# ## Probabilities, three ways
 #
-# A difference from plain cross entropy is called **clear** (▲ better, ▼ worse) when its 95 %
-# confidence interval leaves out 0. The interval is that of a paired t-test with Nadeau and Bengio's
-# correction, since the splits of different seeds share rows, and Bonferroni's, since there are many
-# losses. Anything less is luck as far as these runs can tell.
+# **Raw** is the sigmoid or softmax of the logits. **Temperature** scaling divides the logits by the
+# one number T that gives the validation rows the least NLL (Guo et al., ICML 2017).
+#
+# The **closed form** needs no data. Where training is done the slopes of the loss balance, and that
+# says what the true probability $\eta_c$ of class c is where the softmax says $q_c$:
+#
+# $$\eta_c \propto \frac{h(q_c)}{\alpha_c}, \qquad h(v) = \frac{v}{w(v) + v\, w'(v) \log v}$$
+#
+# with w(v) the weight of an example whose class has the probability v; for focal loss this is in
+# Charoenphakdee et al., CVPR 2021. Cross entropy has w = 1 and so $\eta = q$. What it cannot mend
+# is **overfitting**, since the slopes balance on training rows, and the **hard threshold**, past
+# which there is no slope. Nor has Su's literal form one for more than two classes: there its weight
+# is not a function of the class's own probability.
+#
+# If the test has another balance of classes than the training, as with the digits here, the
+# posterior can be **shifted** to it by Bayes' rule, again without data: times test share, over
+# training share.
 
 
 # %%
-def compare_with_first(
-    runs: pd.DataFrame, metric: str, direction: int, test_to_train: float
-) -> pd.DataFrame:
-    """A line per loss: mean, sd, paired difference from the first loss, its interval, outcome.
+VARIANTS = {  # of the probabilities, with what stands above their columns
+    "raw": "raw",
+    "temperature": "temp.",
+    "closed form": "closed",
+    "shifted": "shift",
+}
+PROBABILITY_SCORES = ("NLL", "Brier", "ECE")  # of all of them lower is better
 
+
+def log_probabilities(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Of the classes, along a last axis; of two classes one logit will do, that of the second."""
+    logits = logits.astype(np.float64)
+    if logits.ndim == labels.ndim:
+        logits = np.stack([np.zeros_like(logits), logits], axis=-1)
+    return special.log_softmax(logits, axis=-1)
+
+
+def best_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Of least NLL, which has one minimum, being convex in 1 / T."""
+    log_p = log_probabilities(labels, logits)
+    ahead = log_p - np.take_along_axis(log_p, labels[:, None], axis=-1)  # of the true class
+
+    def nll(log_t: float) -> float:
+        return special.logsumexp(ahead / np.exp(log_t), axis=-1).mean()
+
+    best = optimize.minimize_scalar(nll, bounds=(-8, 8), method="bounded", options={"xatol": 1e-7})
+    return np.exp(best.x)
+
+
+def closed_form(loss: Loss, logits: np.ndarray) -> np.ndarray | None:
+    """Logits of the posterior, where there is a formula for it."""
+    if loss.family not in (FOCAL, SOFT):
+        return None
+    posterior = softmax_posterior_logits if np.ndim(loss.alpha) else sigmoid_posterior_logits
+    parameter = {"gamma" if loss.family == FOCAL else "k": loss.value}
+    return np.asarray(posterior(logits, **parameter, alpha=loss.alpha))
+
+
+def calibrate(loss: Loss, parts: list[Part], validation, test, shift: bool):
+    """Test logits by variant, and the temperatures; `validation` and `test` are [seeds, rows, ...].
+
+    `shift` is for a test with as many rows of each class.
+    """
+    t = np.array([best_temperature(*seed) for seed in zip(parts[1].y, validation, strict=True)])
+    variants = {"raw": test, "temperature": (test.T / t).T}
+    if (posterior := closed_form(loss, test)) is not None:
+        variants["closed form"] = posterior
+        if shift:
+            counts = np.bincount(parts[0].y[0])
+            variants["shifted"] = np.asarray(
+                softmax_prior_shift(
+                    posterior, source_prior=counts, target_prior=np.ones(len(counts))
+                )
+            )
+    return variants, t
+
+
+def forecasts(labels: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What came true with which probability: of two classes that a row is positive, of more that
+    its most probable class is the right one."""
+    p = np.exp(log_probabilities(labels, logits))
+    if p.shape[-1] == 2:
+        return labels == 1, p[..., 1]
+    return p.argmax(axis=-1) == labels, p.max(axis=-1)
+
+
+def calibration_bins(came_true: np.ndarray, probabilities: np.ndarray, bins: int = 15):
+    """Of each bin in use: how many came true, the mean probability and the number of rows."""
+    observed, predicted = calibration_curve(came_true, probabilities, n_bins=bins)
+    # calibration_curve has the first two; these are its bins again, for the third
+    rows = np.bincount(np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], probabilities))
+    return observed, predicted, rows[rows > 0]
+
+
+def probability_scores(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    log_p = log_probabilities(labels, logits)
+    classes = log_p.shape[-1]
+    squares = np.square(np.exp(log_p) - np.eye(classes)[labels]).sum(axis=-1)
+    observed, predicted, rows = calibration_bins(*forecasts(labels, logits))
+    return {
+        "NLL": -np.take_along_axis(log_p, labels[:, None], axis=-1).mean(),
+        "Brier": squares.mean() / (2 if classes == 2 else 1),  # each as is customary
+        "ECE": np.average(np.abs(observed - predicted), weights=rows),
+    }
+
+
+# %% [markdown]
+# ## Comparing in pairs
+#
+# A difference, be it between a loss and plain cross entropy or between two kinds of probabilities
+# of one loss, is called **clear** (▲ better, ▼ worse) when its 95 % confidence interval leaves
+# out 0. The interval is that of a paired t-test with Nadeau and Bengio's correction, since the
+# splits of different seeds share rows, and Bonferroni's, since there are many losses. Anything less
+# is luck as far as these runs can tell.
+
+
+# %%
+TEST_TO_TRAIN = 0.2 / 0.6  # of the split: what a long tail then leaves out is no overlap
+
+
+def by_loss(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Scores [seed, loss] of the losses that have them."""
+    scores = runs.pivot(index="seed", columns="loss", values=metric)[runs["loss"].unique()]
+    return scores.dropna(axis="columns")
+
+
+def compare_in_pairs(
+    scores: pd.DataFrame, others: pd.DataFrame | pd.Series, direction: int
+) -> pd.DataFrame:
+    """A line per loss: mean, sd, paired difference from the others, its interval, outcome.
+
+    `others` are scores [seed, loss] too, or [seed] of the first loss, that all are compared with.
     `direction` is 1 where higher is better, -1 where lower is.
     """
-    names = runs["loss"].unique()
-    scores = runs.pivot(index="seed", columns="loss", values=metric)[names]
-    difference = scores.sub(scores[names[0]], axis=0)
-    seeds, comparisons = len(scores), len(names) - 1
-    error = difference.std() * np.sqrt(1 / seeds + test_to_train)
+    difference = scores.sub(others, axis=0)[scores.columns]
+    seeds, comparisons = scores.shape[0], scores.shape[1] - (others.ndim == 1)
+    error = difference.std() * np.sqrt(1 / seeds + TEST_TO_TRAIN)
     reach = error * stats.t.ppf(1 - 0.05 / (2 * comparisons), seeds - 1)
     gain = difference.mean() * direction
     return pd.DataFrame(
@@ -529,12 +649,28 @@ def compare_with_first(
 # %%
 class Comparison(NamedTuple):
     problem: Problem
-    parts: list[Part]  # the first is for training, the last for the test
+    parts: list[Part]  # train, validation and test
     losses: dict[str, Loss]  # the first is the one that the others are compared with
     better: dict[str, int]  # the scores, and whether higher (1) or lower (-1) is better
-    logits: dict[str, np.ndarray]  # by loss, on the test rows of every seed
+    logits: dict[str, dict[str, np.ndarray]]  # by loss and variant, on the test rows of every seed
     runs: pd.DataFrame  # a line per loss and seed
-    summary: dict[str, pd.DataFrame]  # by score, as compare_with_first gives it
+    summary: dict[str, pd.DataFrame]  # by score, as `summarize` gives it
+
+
+def summarize(runs: pd.DataFrame, better: dict[str, int]) -> dict[str, pd.DataFrame]:
+    """By score, "ECE closed form" among them, in pairs with the first loss, with its raw ECE; and
+    by "ECE closed form minus temperature" and so on, in pairs within each loss."""
+    first, summary = runs["loss"].iloc[0], {}
+    for metric, direction in better.items():
+        scores = by_loss(runs, metric)
+        summary[metric] = compare_in_pairs(scores, scores[first], direction)
+    for metric in PROBABILITY_SCORES:
+        scores = {v: by_loss(runs, f"{metric} {v}") for v in VARIANTS if f"{metric} {v}" in runs}
+        for v in scores:
+            summary[f"{metric} {v}"] = compare_in_pairs(scores[v], scores["raw"][first], -1)
+        for other, v in itertools.combinations(scores, 2):
+            summary[f"{metric} {v} minus {other}"] = compare_in_pairs(scores[v], scores[other], -1)
+    return summary
 
 
 device = jax.devices()[0]
@@ -547,7 +683,6 @@ def compare(
     losses: dict[str, Loss],
     better: dict[str, int],
     score: Callable[..., dict[str, float]],
-    test_to_train: float,
 ) -> Comparison:
     """Train with every loss and seed; `score` gets the labels of all parts and then the logits of
     all but the first."""
@@ -580,21 +715,22 @@ def compare(
             progress.update(training, completed=last)
 
         scoring = progress.add_task("scoring", total=count)
-        logits = [np.asarray(predict_all(graph, states, part.x)) for part in parts[1:]]
-        runs = []
-        for seed, (i, name) in itertools.product(range(options.seeds), enumerate(losses)):
-            labels = [part.y[seed] for part in parts]
-            runs.append(
-                {"loss": name, "seed": seed, **score(*labels, *(x[seed, i] for x in logits))}
-            )
-            progress.advance(scoring)
+        predictions = [np.asarray(predict_all(graph, states, part.x)) for part in parts[1:]]
+        logits, runs = {}, []
+        for i, (name, loss) in enumerate(losses.items()):
+            validation, test = (x[:, i] for x in predictions)
+            logits[name], t = calibrate(loss, parts, validation, test, shift=problem.tail > 1)
+            for seed in range(options.seeds):
+                labels = [part.y[seed] for part in parts]
+                run = {"loss": name, "seed": seed, "temperature": t[seed]}
+                run |= score(*labels, validation[seed], test[seed])
+                for variant, x in logits[name].items():
+                    scores = probability_scores(labels[-1], x[seed])
+                    run |= {f"{metric} {variant}": scores[metric] for metric in scores}
+                runs.append(run)
+                progress.advance(scoring)
     runs = pd.DataFrame(runs)
-    summary = {
-        metric: compare_with_first(runs, metric, direction, test_to_train)
-        for metric, direction in better.items()
-    }
-    test_logits = {name: logits[-1][:, i] for i, name in enumerate(losses)}
-    return Comparison(problem, parts, losses, better, test_logits, runs, summary)
+    return Comparison(problem, parts, losses, better, logits, runs, summarize(runs, better))
 
 
 comparisons = {}  # what was run: "binary", "multiclass" or both
@@ -622,9 +758,6 @@ BINARY_SCORES = {  # +1: higher is better, -1: lower is
     "ROC-AUC": 1,
     "F1": 1,
     "bal.acc": 1,
-    "NLL": -1,
-    "Brier": -1,
-    "ECE": -1,
 }
 
 
@@ -660,37 +793,14 @@ def best_balanced_threshold(labels: np.ndarray, logits: np.ndarray) -> float:
     return thresholds[np.argmax(true_positives - false_positives)]
 
 
-def probability(logits: np.ndarray) -> np.ndarray:
-    return special.expit(logits.astype(np.float64))
-
-
-def calibration_bins(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15):
-    """Of each bin in use: the share of positives, the mean probability and the number of rows."""
-    observed, predicted = calibration_curve(labels, probabilities, n_bins=bins)
-    # calibration_curve has the first two; these are its bins again, for the third
-    rows = np.bincount(np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], probabilities))
-    return observed, predicted, rows[rows > 0]
-
-
-def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    observed, predicted, rows = calibration_bins(labels, probabilities)
-    return np.average(np.abs(observed - predicted), weights=rows)
-
-
-def binary_scores(
-    train_y, validation_y, test_y, validation_logits, test_logits
-) -> dict[str, float]:
+def binary_scores(_, validation_y, test_y, validation_logits, test_logits) -> dict[str, float]:
     f1_threshold = best_f1_threshold(validation_y, validation_logits)
     balanced_threshold = best_balanced_threshold(validation_y, validation_logits)
-    p = probability(test_logits)
     return {
         "AP": metrics.average_precision_score(test_y, test_logits),
         "ROC-AUC": metrics.roc_auc_score(test_y, test_logits),
         "F1": metrics.f1_score(test_y, test_logits >= f1_threshold),
         "bal.acc": metrics.balanced_accuracy_score(test_y, test_logits >= balanced_threshold),
-        "NLL": metrics.log_loss(test_y, p),
-        "Brier": metrics.brier_score_loss(test_y, p),
-        "ECE": calibration_error(test_y, p),
     }
 
 
@@ -701,7 +811,7 @@ def binary_scores(
 
 # %%
 if "binary" in problems:
-    problem, (train, validation, test) = problems["binary"], parts["binary"]
+    problem, (train, *_) = problems["binary"], parts["binary"]
     describe(problem)
     comparisons["binary"] = compare(
         problem,
@@ -709,11 +819,10 @@ if "binary" in problems:
         binary_losses(float(problem.labels.mean()), np.bincount(train.y[0])),
         BINARY_SCORES,
         binary_scores,
-        test_to_train=test.y.shape[1] / train.y.shape[1],
     )
 
 # %% [markdown]
-# ## Table
+# ## Tables
 
 
 # %%
@@ -726,12 +835,18 @@ def mean_and_sd(row: pd.Series) -> str:
     return f"{short(row['mean'], '.3f')}±{short(row['sd'], '.3f')}"
 
 
+MARKS = {"better": ("▲", "green"), "worse": ("▼", "red"), "unclear": (" ", "none")}
+
+
 def paired(row: pd.Series) -> str:
-    mark, style = {"better": ("▲", "green"), "worse": ("▼", "red"), "unclear": (" ", "none")}[
-        row["outcome"]
-    ]
+    mark, style = MARKS[row["outcome"]]
     difference = short(row["difference"], "+.3f")
     return f"[{style}]{difference}{mark}{row['seeds_better']}/{options.seeds}[/]"
+
+
+def mean_and_mark(row: pd.Series) -> str:
+    mark, style = MARKS[row["outcome"]]
+    return f"[{style}]{short(row['mean'], '.3f')}{mark}[/]"
 
 
 def new_table(title: str) -> Table:
@@ -740,7 +855,7 @@ def new_table(title: str) -> Table:
 
 def print_scores(comparison: Comparison, scores: dict[str, int]) -> None:
     first, *others = comparison.losses
-    paired_title = f"Minus {first}: mean paired difference, seeds in which better, ▲▼ where clear"
+    paired_title = f"Minus {first}: mean paired difference, seeds better, ▲▼ if clear"
     for title, losses, cell in (
         (f"Test scores: mean ± sd of {options.seeds} seeds", [first, *others], mean_and_sd),
         (paired_title, others, paired),
@@ -755,8 +870,28 @@ def print_scores(comparison: Comparison, scores: dict[str, int]) -> None:
         console.print(table)
 
 
+def print_calibration(comparison: Comparison) -> None:
+    _, _, losses, _, _, _, summary = comparison
+    table = new_table(
+        f"Test probabilities: mean of {options.seeds} seeds, lower is better\n"
+        f"▲▼ where clear: raw against {next(iter(losses))}'s raw, the others against their raw"
+    )
+    table.add_column("", no_wrap=True)
+    columns = []
+    for metric, (variant, header) in itertools.product(PROBABILITY_SCORES, VARIANTS.items()):
+        if (name := f"{metric} {variant}") in summary:
+            title = metric if variant == "raw" else ""
+            table.add_column(f"{title}\n{header}", justify="right", no_wrap=True)
+            columns.append(summary.get(f"{name} minus raw", summary[name]))
+    for loss in losses:
+        cells = (mean_and_mark(x.loc[loss]) if loss in x.index else "- " for x in columns)
+        table.add_row(loss, *cells)
+    console.print(table)
+
+
 if "binary" in comparisons:
     print_scores(comparisons["binary"], BINARY_SCORES)
+    print_calibration(comparisons["binary"])
 
 # %% [markdown]
 # In words, and computed from the table whichever way it falls out:
@@ -782,17 +917,66 @@ def verdict(title: str, lines: pd.DataFrame, seeds: int, direction: int) -> str:
     )
 
 
+def closed_form_verdict(
+    metric: str, losses: dict[str, Loss], summary: dict[str, pd.DataFrame]
+) -> str:
+    """Sentences on what the closed form does to the losses that focus."""
+    first, *others = losses
+    names = [name for name in others if losses[name].family in (FOCAL, SOFT) and losses[name].value]
+    means = {v: summary[f"{metric} {v}"]["mean"] for v in VARIANTS if f"{metric} {v}" in summary}
+    averages = ", ".join(f"{short(mean[names].mean(), '.3f')} {v}" for v, mean in means.items())
+    said = (
+        f"{metric} of the {len(names)} focal and soft losses, on average: {averages};"
+        f" {first} raw has {short(means['raw'][first], '.3f')}."
+    )
+    for variant in list(means)[2:]:
+        name = f"{metric} {variant}"
+        against = {
+            "raw": summary[f"{name} minus raw"],
+            "temperature": summary[f"{name} minus temperature"],
+            f"{first} raw": summary[name],
+        }
+        counts = []
+        for other, lines in against.items():
+            outcomes = lines.loc[names, "outcome"]
+            better, worse = ((outcomes == mark).sum() for mark in ("better", "worse"))
+            clear = f"{better or 'none'} clearly better than {other}, {worse or 'none'} worse"
+            counts.append(clear if better or worse else f"none clearly different from {other}")
+        said += f" {variant.capitalize()}: {'; '.join(counts)}."
+    return said
+
+
+def shift_verdict(compared: Comparison) -> str:
+    """What the prior shift does to the decisions of the first loss, on an even test."""
+    first, right = next(iter(compared.losses)), {}
+    for variant, logits in compared.logits[first].items():
+        right[variant] = (logits.argmax(axis=-1) == compared.parts[-1].y).mean(axis=1)
+    raw, shifted = right["raw"], right["shifted"]
+    return (
+        f"Decided by the shifted probabilities, {first} has a balanced accuracy of"
+        f" {short(shifted.mean(), '.3f')} ± {short(shifted.std(ddof=1), '.3f')} in place of"
+        f" {short(raw.mean(), '.3f')}, better in {(shifted > raw).sum()} of {len(raw)} seeds."
+    )
+
+
 HEADLINES = {
-    "binary": {"AP": "Average precision", "ECE": "Calibration error"},
-    "multiclass": {"bal.acc": "Balanced accuracy", "ECE": "Calibration error"},
+    "binary": {"AP": "Average precision", "ECE raw": "Calibration error, raw"},
+    "multiclass": {"bal.acc": "Balanced accuracy", "ECE raw": "Calibration error, raw"},
 }
 
 
 def verdicts(kind: str) -> list[str]:
     compared = comparisons[kind]
     return [
-        verdict(title, compared.summary[metric], options.seeds, compared.better[metric])
-        for metric, title in HEADLINES[kind].items()
+        *(
+            verdict(title, compared.summary[metric], options.seeds, compared.better.get(metric, -1))
+            for metric, title in HEADLINES[kind].items()
+        ),
+        *(
+            closed_form_verdict(score, compared.losses, compared.summary)
+            for score in ("NLL", "ECE")
+        ),
+        *([shift_verdict(compared)] if compared.problem.tail > 1 else []),
     ]
 
 
@@ -896,7 +1080,7 @@ def precision_recall_curves(comparison: Comparison, names: list[str]) -> Figure:
     grid = np.linspace(0.01, 1, 200)  # at recall 0 precision is a convention
     for name in names:
         precisions = []
-        for y, logits in zip(test.y, comparison.logits[name], strict=True):
+        for y, logits in zip(test.y, comparison.logits[name]["raw"], strict=True):
             precision, recall, _ = metrics.precision_recall_curve(y, logits)
             precisions.append(np.interp(grid, recall[::-1], precision[::-1]))
         mean, sd = np.mean(precisions, axis=0), np.std(precisions, axis=0, ddof=1)
@@ -929,39 +1113,37 @@ if "binary" in comparisons:
 # Bins with fewer than 50 rows are left to chance and not drawn. On the diagonal the probabilities
 # can be taken at their word. Below it they are too high, as those of focal loss and its kin, and of
 # class weights, tend to be for rare positives: such scores rank rows, but they are not chances.
+# A temperature stretches the scores about one half, which comes close to undoing a gamma or K, but
+# it cannot undo a weight on positives, which takes a bias too. The closed form undoes both.
 
 
 # %%
-def reliability_diagram(
-    comparison: Comparison, names: list[str], event: str, labels_and_probabilities: Callable
-) -> Figure:
-    """How often `event` came true, as `labels_and_probabilities` makes it of labels and logits."""
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
-    axis = figure.subplots()
-    for name in names:
-        y, p = labels_and_probabilities(comparison.parts[-1].y, comparison.logits[name])
-        observed, predicted, rows = calibration_bins(y.ravel(), p.ravel())
-        drawn = rows >= 50
-        ece = short(comparison.summary["ECE"].loc[name, "mean"], ".3f")
-        label = f"{name}  (ECE {ece})"
-        axis.plot(predicted[drawn], observed[drawn], "o", ms=4, label=label, **STYLES[name])
-    axis.plot([0, 1], [0, 1], color="0.5", linewidth=1, label="perfect")
-    axis.set(
-        xlabel="predicted probability",
-        ylabel=f"share of {event} among rows so predicted",
-        title=f"Reliability on test, {comparison.problem.source}",
-        xlim=(0, 1),
-        ylim=(0, 1),
-    )
-    axis.legend(frameon=False)
+def reliability_diagrams(comparison: Comparison, names: list[str], event: str) -> Figure:
+    """How often `event`, of which `forecasts` has the probability, came true: a panel a variant."""
+    variants = [name for name in VARIANTS if f"ECE {name}" in comparison.summary]
+    figure = Figure(figsize=(4 * len(variants), 5), layout="constrained")
+    panels = figure.subplots(1, len(variants), sharey=True)
+    for axis, variant in zip(panels, variants, strict=True):
+        for name in names:
+            if variant in comparison.logits[name]:
+                outcome = forecasts(comparison.parts[-1].y, comparison.logits[name][variant])
+                observed, predicted, rows = calibration_bins(*map(np.ravel, outcome))
+                drawn = rows >= 50
+                line = axis.plot(predicted[drawn], observed[drawn], "o", ms=4, **STYLES[name])
+                line[0].set_label(name)
+        axis.plot([0, 1], [0, 1], color="0.5", linewidth=1, label="perfect")
+        axis.set(title=variant, xlabel="predicted probability", xlim=(0, 1), ylim=(0, 1))
+        axis.set_aspect("equal")
+    panels[0].set_ylabel(f"share of {event} among rows so predicted")
+    figure.suptitle(f"Reliability on test, {comparison.problem.source}")
+    lines = panels[0].get_legend_handles_labels()
+    figure.legend(*lines, frameon=False, loc="outside lower center", ncols=len(names) + 1)
     return tidy(figure)
 
 
 if "binary" in comparisons:
-    diagram = reliability_diagram(
-        comparisons["binary"], names, "positives", lambda y, logits: (y, probability(logits))
-    )
-    save(diagram, "reliability.png")
+    names = [name for name in names if name != "BCE + prior bias"]
+    save(reliability_diagrams(comparisons["binary"], names, "positives"), "reliability.png")
 
 # %% [markdown]
 # # Part two: many classes, a long tail
@@ -976,12 +1158,14 @@ if "binary" in comparisons:
 # | balanced accuracy | how many are right, every class counting alike? The main score here |
 # | macro F1 | likewise, and false finds of a class count too |
 # | accuracy | how many are right where classes are as frequent as in training? |
-# | NLL | how good are the probabilities? |
-# | expected calibration error (ECE) | of the rows predicted with 80 %, are 80 % right? |
 # | head, middle, tail | how many are found of the classes, in thirds from frequent to rare? |
+# | NLL, Brier | how good are the probabilities? Brier sums over the classes, so that 2 is worst |
+# | expected calibration error (ECE) | of the rows predicted with 80 %, are 80 % right? |
 #
-# NLL and ECE of the digits are measured where all classes are equally frequent, not as in training.
-# That counts against every loss that leaves the network expecting rare classes to be rare.
+# The probabilities of the digits are measured where all classes are equally frequent, not as in
+# training. That counts against every loss that leaves the network expecting rare classes to be
+# rare, and against the closed form, which takes class weights out; **shifted** has both and this
+# put right. The temperature has an advantage: its validation rows have the balance of the test.
 
 
 # %%
@@ -989,8 +1173,6 @@ MULTICLASS_SCORES = {  # +1: higher is better, -1: lower is
     "bal.acc": 1,
     "macro F1": 1,
     "accuracy": 1,
-    "NLL": -1,
-    "ECE": -1,
     "head": 1,
     "middle": 1,
     "tail": 1,
@@ -1015,16 +1197,7 @@ def multiclass_losses(counts: np.ndarray) -> dict[str, Loss]:
     }
 
 
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    return special.softmax(logits.astype(np.float64), axis=-1)
-
-
-def hits_and_confidence(labels: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Whether the most probable class is the right one, and its probability."""
-    return logits.argmax(axis=-1) == labels, probabilities(logits).max(axis=-1)
-
-
-def multiclass_scores(train_y, test_y, test_logits, classes: list[str]) -> dict[str, float]:
+def multiclass_scores(train_y, _, test_y, __, test_logits, classes) -> dict[str, float]:
     predicted = test_logits.argmax(axis=-1)
     recall = metrics.recall_score(test_y, predicted, average=None)
     head, middle, tail = (third.mean() for third in np.array_split(recall, 3))
@@ -1033,8 +1206,6 @@ def multiclass_scores(train_y, test_y, test_logits, classes: list[str]) -> dict[
         "bal.acc": metrics.balanced_accuracy_score(test_y, predicted),
         "macro F1": metrics.f1_score(test_y, predicted, average="macro"),
         "accuracy": metrics.accuracy_score(test_y, predicted, sample_weight=as_in_training),
-        "NLL": metrics.log_loss(test_y, probabilities(test_logits)),
-        "ECE": calibration_error(*hits_and_confidence(test_y, test_logits)),
         "head": head,
         "middle": middle,
         "tail": tail,
@@ -1047,12 +1218,13 @@ def counts_by_class(part: Part) -> np.ndarray:
 
 
 if "multiclass" in problems:
-    problem, (train, test) = problems["multiclass"], parts["multiclass"]
+    problem, (train, _, test) = problems["multiclass"], parts["multiclass"]
     describe(problem)
     if problem.tail > 1:
         say(
             f"Cut to a long tail: {', '.join(map(str, counts_by_class(train)))} rows of a class to"
-            f" train on, {counts_by_class(test)[0]} of each to test on; each seed ranks them anew"
+            f" train on, {counts_by_class(test)[0]} of each to validate and to test on; each seed"
+            " ranks them anew"
         )
     comparisons["multiclass"] = compare(
         problem,
@@ -1060,9 +1232,9 @@ if "multiclass" in problems:
         multiclass_losses(counts_by_class(train)),
         MULTICLASS_SCORES | {f"recall {name}": 1 for name in problem.classes},
         partial(multiclass_scores, classes=problem.classes),
-        test_to_train=0.2 / 0.8,  # of the split: what a long tail then leaves out is no overlap
     )
     print_scores(comparisons["multiclass"], MULTICLASS_SCORES)
+    print_calibration(comparisons["multiclass"])
 
 
 # %%
@@ -1131,14 +1303,15 @@ if "multiclass" in comparisons:
 #
 # As above, of the most probable class. Below the diagonal the network is too sure of itself, as
 # plain cross entropy on few rows tends to leave it; above, as a large gamma and a low threshold
-# tend to, not sure enough.
+# tend to, not sure enough. Where a loss hides that a network is too sure, by squeezing its scores,
+# the closed form takes the squeeze away and brings it to light: only other rows, as temperature
+# scaling has them, can tell.
 
 # %%
 if "multiclass" in comparisons:
-    diagram = reliability_diagram(
-        comparisons["multiclass"], names, "right predictions", hits_and_confidence
-    )
-    save(diagram, "reliability_multiclass.png")
+    names = shown(comparisons["multiclass"], but=("focal gamma=2 balanced", "Su soft K=1"))
+    diagrams = reliability_diagrams(comparisons["multiclass"], names, "right predictions")
+    save(diagrams, "reliability_multiclass.png")
 
 # %% [markdown]
 # ## Files
