@@ -291,8 +291,9 @@ def test_after_plain_cross_entropy_nothing_changes():
     assert jnp.array_equal(sigmoid_posterior_logits(X, gamma=0), X)
     close(sigmoid_posterior(X, gamma=0.0), jax.nn.sigmoid(X), 3e-7, 1e-37)
     x = np.random.default_rng(0).normal(size=(50, 7)).astype(np.float32) * 10
-    close(softmax_posterior(x, gamma=0), jax.nn.softmax(x), 2e-6, 1e-37)
-    close(softmax_posterior_logits(x, gamma=0), jax.nn.log_softmax(x), 2e-6, 1e-6)
+    # within what JAX's own lose by rounding a difference of logits
+    close(softmax_posterior(x, gamma=0), jax.nn.softmax(x), 5e-6, 1e-37)
+    close(softmax_posterior_logits(x, gamma=0), jax.nn.log_softmax(x), 5e-6, 1e-6)
 
 
 def test_k_one_is_gamma_one():
