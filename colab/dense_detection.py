@@ -554,10 +554,11 @@ def average_precision(test: Canvases, found: Detections) -> dict[str, float]:
 # h(v) = \frac{v}{w(v) + v\,w'(v)\log v}$$
 #
 # (for focal loss: Charoenphakdee et al., *On Focal Loss for Class-Posterior Probability
-# Estimation*, CVPR 2021). That RetinaNet divides the loss by the positives does not matter to it.
-# But it holds where the expected loss is least, so not of a network that overfits or has trained
-# too little. CE without weighting is its own closed form; OHEM, which chooses among the negatives,
-# and the hard threshold have none.
+# Estimation*, CVPR 2021). That RetinaNet divides the loss by the positives of the batch, among them
+# the one in question, lowers the odds by about one in as many, here .6 %. It holds where the
+# expected loss is least, so not of a network that overfits or has trained too little. CE without
+# weighting is its own closed form; OHEM, which chooses among the negatives, and the hard threshold
+# have none.
 
 
 # %%

@@ -778,12 +778,13 @@ say(f"Figures, runs.csv, crossings.csv and summary.json are in {options.out}")
 # - **Plain cross entropy is the one to use.** Its F1 is .724 ± .010. Soft truncation with K = 2
 #   (.724) and focal loss with gamma = 1 (.721) cannot be told from it; gamma = 2 (.709) is behind
 #   in all ten seeds. The hard threshold at .9 (.728) is ahead in eight, by .004 ± .004 (95 %), as
-#   one of eight losses that had the chance. The softmax of all four is worse calibrated, ECE .014 to
-#   .055 against .001, and has a higher NLL in every seed.
+#   one of eight losses that had the chance. The softmax of all four is worse calibrated, ECE .014
+#   to .055 against .001, and has a higher NLL in every seed.
 # - **The closed form gives the probabilities back**, from the logits alone: ECE .055 becomes .003
-#   with gamma = 2, .022 becomes .002 with gamma = 1 and .043 becomes .004 with K = 2; NLL .109, .076
-#   and .096 become .067, .065 and .067, where cross entropy has .065. Of the class weights it undoes
-#   the mild ones wholly and most of the others. The hard thresholds and Su's form have none.
+#   with gamma = 2, .022 becomes .002 with gamma = 1 and .043 becomes .004 with K = 2; NLL .109,
+#   .076 and .096 become .067, .065 and .067, where cross entropy has .065. Of class weights it
+#   undoes what they did to the NLL, the strong ones' not wholly. The hard thresholds and Su's form
+#   have none.
 # - **Class weights do not help.** One character in thirteen is no rarity that needs them: nearly
 #   inverse counts buy a little recall (.774 for .757) with half of the precision (.379 for .693).
 # - **Fine-tuning does not rescue the hard threshold.** At m = .5 it loses as much after cross

@@ -44,12 +44,11 @@ def class_balanced_weights(counts: ArrayLike, *, beta: ArrayLike = 0.999) -> jax
     """
     _checks.within("counts", counts, 0.0)
     _checks.within("beta", beta, 0.0, 1.0, open_high=True)
-    # in float64 as far as they are known: a beta near 1 loses its distance from 1 in float32, and a
-    # large count does not fit an int32
-    known_counts, known_beta = _checks.known("counts", counts), _checks.known("beta", beta)
-    counts = _checks.array("counts", counts if known_counts is None else known_counts)
+    counts = _checks.numbers("counts", counts)
     _checks.vector("counts", counts)
     counts = jnp.maximum(counts.astype(float), 1)
+    # in float64 if it is known: near 1 it loses its distance from 1 in float32
+    known_beta = _checks.known("beta", beta)
     tiny = float(jnp.finfo(counts.dtype).tiny)  # stands for 0, whose effective number is 1 too
     if known_beta is None:
         log_beta = jnp.log(tiny + _checks.array("beta", beta).astype(counts.dtype))

@@ -32,6 +32,12 @@ def known(name: str, value: ArrayLike) -> np.ndarray | None:
     return number.astype(np.float64)
 
 
+def numbers(name: str, value: ArrayLike) -> jax.Array:
+    """An array by way of float64 as far as it is known: large counts and costs fit no int32."""
+    number = known(name, value)
+    return array(name, value if number is None else number)
+
+
 def floating(name: str, array: jax.Array) -> None:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         chex.assert_type(
@@ -103,11 +109,17 @@ def within(
     *,
     open_low: bool = False,
     open_high: bool = False,
+    dtype: jnp.dtype | None = None,
 ) -> None:
-    """Refuses a known value out of range; a traced one is let through. NaN is never in range."""
+    """Refuses a known value out of range; a traced one is let through. NaN is never in range.
+
+    With `dtype`, one that is out of range when rounded to that is refused too.
+    """
     number = known(name, value)
     if number is None:
         return
+    if dtype is not None:
+        number = number.astype(dtype)
     inside = (number > low if open_low else number >= low) & (
         number < high if open_high else number <= high
     )

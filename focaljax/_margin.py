@@ -128,7 +128,7 @@ def along_classes(
     name: str, values: ArrayLike, logits: jax.Array, axis: int, advice: str = ""
 ) -> jax.Array:
     """A vector with an entry for each class, beside `logits` and in the dtype they need."""
-    array = _checks.array(name, values)
+    array = _checks.numbers(name, values)
     _checks.real(name, array)
     _checks.per_class(name, array, logits.shape[axis], advice)
     others = [i for i in range(logits.ndim) if i != axis % logits.ndim]

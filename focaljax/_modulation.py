@@ -91,8 +91,9 @@ def decay(rate: jax.Array, gap: jax.Array) -> jax.Array:
     rate_high, gap_high = high(rate), high(gap)
     rest = rate_high * (gap - gap_high) + (rate - rate_high) * gap
     rounding = lax.stop_gradient((rate_high * gap_high - product) + rest)
-    # not decay - decay * rounding, whose second term underflows first
-    return jnp.exp(-product) * jnp.maximum(1 - rounding, 0)
+    # not decay - decay * rounding, whose second term underflows first; and where the product is so
+    # large that its rounding is, this must be small enough for a slope of 0 times it to be 0
+    return jnp.exp(-product) * jnp.clip(1 - rounding, 0, 2)
 
 
 def see(logit: jax.Array, label: jax.Array, *, apart: bool) -> Logit:

@@ -56,14 +56,15 @@ def _ratio_of(
     if threshold is not None:
         raise ValueError(
             "threshold: the hard threshold loss cannot be undone. It stops moving a probability "
-            "that is past the threshold m, so training ends at the true one clipped to [1 - m, m]: "
-            "in between (for m > 1/2) the network's own probability is right as it is, at the ends "
-            "only the side is known. Train with focal loss or soft truncation, and give gamma or k"
+            "that is past the threshold m, so how far past it the true one lies is lost: of two "
+            "classes and m > 1/2, training ends at the true one clipped to [1 - m, m], and with "
+            "m <= 1/2 the outcome says nothing. Train with focal loss or soft truncation, and give "
+            "gamma or k"
         )
     if gamma is not None and k is not None:
         raise ValueError(
-            f"gamma and k are of different losses, got gamma={gamma} and k={k}: give the one that "
-            "the logits were trained with"
+            "gamma and k are of different losses, got both: give the one that the logits were "
+            "trained with"
         )
     if gamma is not None:
         _checks.within("gamma", gamma, 0.0, open_high=True)
@@ -98,11 +99,12 @@ def sigmoid_posterior(
     rankings stay; gamma = 0 without alpha is the sigmoid.
 
     It holds where the expected loss is least, given hard labels: for a network that has the
-    capacity and the training, whatever `normalize_by_positives` or `where` did. Like the sigmoid
-    after cross entropy it does not mend overfitting, and not what was done to the data: negatives
-    left out call for `sigmoid_prior_shift`, and of smoothed labels it gives the smoothed
-    probability (of soft truncation; the focal loss of a soft label is another). After hard example
-    mining and after the hard threshold loss no formula is known.
+    capacity and the training. Like the sigmoid after cross entropy it does not mend overfitting,
+    and not what was done to the data: negatives left out call for `sigmoid_prior_shift`, and of
+    smoothed labels it gives the smoothed probability (of soft truncation; the focal loss of a soft
+    label is another). A mask must not depend on the label. `normalize_by_positives` divides by a
+    count that a positive itself is in: with n of them in a batch, the odds come out low by about
+    1 / n. After hard example mining and the hard threshold loss there is no such formula.
 
     Args:
       logits: floating point, any shape; the log-odds that the network gives.
@@ -116,8 +118,8 @@ def sigmoid_posterior(
 
     Returns:
       Probabilities in the shape and dtype of `logits`; computed in at least float32, where they are
-      exact to 1e-6 of themselves. Near 1, ask for the negative's: that of ``-logits``, with
-      1 - alpha. NaN stays NaN.
+      exact to 1e-6 of themselves for gamma and k up to 5. Near 1, ask for the negative's: that of
+      ``-logits``, with 1 - alpha. NaN stays NaN.
 
     Raises:
       AssertionError: when a shape or dtype is not as above.
@@ -177,8 +179,8 @@ def sigmoid_posterior_logits(
     Example:
       >>> import jax.numpy as jnp
       >>> import focaljax
-      >>> print(focaljax.sigmoid_posterior_logits(jnp.array([-2.0, 1.0, 30.0]), gamma=2.0))
-      [-5.398  2.682 88.901]
+      >>> print(focaljax.sigmoid_posterior_logits(jnp.array([-2.0, 2.0]), gamma=2.0))
+      [-5.398  5.398]
 
     References:
       Charoenphakdee et al., On Focal Loss for Class-Posterior Probability Estimation: A Theoretical
@@ -201,7 +203,7 @@ def _of_sigmoid(
     _checks.floating("logits", logits)
     wide = logits.astype(_modulation.wide(logits.dtype))
     if alpha is not None:
-        _checks.within("alpha", alpha, 0.0, 1.0, open_low=True, open_high=True)
+        _checks.within("alpha", alpha, 0.0, 1.0, open_low=True, open_high=True, dtype=wide.dtype)
         alpha = _modulation.parameter("alpha", alpha, wide)
     parameter = _modulation.parameter(name, value, wide)
     result: jax.Array = _sigmoid_posterior(ratio, as_logits, wide, parameter, alpha)
@@ -219,16 +221,16 @@ def _sigmoid_posterior(
 ) -> jax.Array:
     t = _modulation.see(logits, jnp.ones_like(logits), apart=False)
     r = ratio(t, parameter)
-    behind = 1 + r.pull * r.fade * (t.reach + t.log)
+    at_miss = 1 + r.pull * r.fade * (t.reach + t.log)  # at the margin -a
     if as_logits:
-        # the numerators' difference, without cancellation where the logit is near 0
-        ahead = r.fade * t.reach + jnp.expm1(-(1 + r.fade_rate) * t.reach) * t.log_ratio
-        posterior = t.sign * ((1 + parameter) * t.gap - jnp.log1p(-r.pull * ahead / behind))
+        # that at a less that at -a, without cancellation where the logit is near 0
+        excess = -jnp.expm1(-(1 + r.fade_rate) * t.reach) * t.log_ratio - r.fade * t.reach
+        posterior = t.sign * ((1 + parameter) * t.gap - jnp.log1p(r.pull * excess / at_miss))
         return posterior if alpha is None else posterior + (jnp.log1p(-alpha) - jnp.log(alpha))
     # of the side that the logit does not lean to; what underflows comes last
-    odds = (1 + r.pull * t.log_ratio) / behind
+    odds = (1 + r.pull * t.log_ratio) / at_miss
     if alpha is not None:
-        weights = alpha, 1 - alpha
+        weights = alpha, 1 - alpha  # rounded as in the loss
         near, far = (jnp.where(t.sign > 0, *pair) for pair in (weights, weights[::-1]))
         odds = odds * (near / far)
     odds = odds * t.odds * _modulation.decay(parameter, t.reach)
@@ -255,12 +257,11 @@ def softmax_posterior(
 
     with w the weight of the loss. gamma = 0 without alpha is the softmax.
 
-    It holds where the expected loss is least: for a network that has the capacity and the training,
-    whatever `reduce_mean` or `where` did. Like the softmax after cross entropy it does not mend
-    overfitting, and not what was done to the data: classes sampled at other rates call for
-    `softmax_prior_shift`, and of smoothed labels it gives the smoothed probabilities. After the
-    hard threshold loss and `su_softmax_soft_truncation_loss` of more than two classes it does not
-    hold.
+    It holds where the expected loss is least: for a network that has the capacity and the training.
+    Like the softmax after cross entropy it does not mend overfitting, and not what was done to the
+    data: classes sampled at other rates call for `softmax_prior_shift`, and of smoothed labels it
+    gives the smoothed probabilities. A mask must not depend on the label. After the hard threshold
+    loss and `su_softmax_soft_truncation_loss` of more than two classes it does not hold.
 
     But for `alpha` the order of the classes stays, as h increases for every gamma and for k up to
     3.318. With a larger k and more than two classes h falls somewhere between q = .32 and .5. Where
@@ -282,8 +283,8 @@ def softmax_posterior(
 
     Returns:
       Probabilities, which sum to 1 along `axis`, in the shape and dtype of `logits`; computed in at
-      least float32, where they are exact to 1e-6 of themselves. NaN stays NaN, in all classes of an
-      example.
+      least float32, where they are exact to 1e-6 of themselves for gamma and k up to 5. NaN stays
+      NaN, in all classes of an example.
 
     Raises:
       AssertionError: when a shape or dtype is not as above.
@@ -375,8 +376,9 @@ def _of_softmax(
     example = jax.ShapeDtypeStruct(wide.shape[:axis] + wide.shape[axis + 1 :], wide.dtype)
     parameter = _modulation.parameter(name, value, example)
     if alpha is not None:
-        _checks.within("alpha", alpha, 0.0, open_low=True, open_high=True)
+        _checks.within("alpha", alpha, 0.0, open_low=True, open_high=True, dtype=wide.dtype)
         alpha = _margin.class_weights(alpha, wide, axis)
+        alpha = alpha / jnp.max(alpha)  # a common factor changes nothing
     result: jax.Array = _softmax_posterior(ratio, as_logits, axis, wide, parameter, alpha)
     return result.astype(logits.dtype)
 
@@ -401,10 +403,11 @@ def _softmax_posterior(
     at_leading = _modulation.refined(
         partial(_slope_ratio, ratio), (parameter, margin.value), (None, margin.rest)
     )
+    log_below = _log_slope_ratio(ratio, parameters, below)
     highest = jnp.sum(jnp.where(hit, logits, 0), axis, keepdims=True)
-    odds = jnp.maximum(_margin.exp_difference(logits, highest), 0)  # it may be -0
-    odds = odds * (beside(at_leading) / _slope_ratio(ratio, parameters, below))
-    parts = jnp.where(hit, 1, odds) if alpha is None else jnp.where(hit, 1, odds) / alpha
+    odds = _margin.exp_difference(logits, highest) * beside(at_leading) * jnp.exp(-log_below)
+    odds = jnp.where(hit, 1, jnp.maximum(odds, 0))  # not -0, where the exponential underflows
+    parts = odds if alpha is None else odds / alpha
     total = jnp.sum(parts, axis, keepdims=True)
     posterior = parts / total
     if not as_logits:
@@ -413,14 +416,13 @@ def _softmax_posterior(
     # The same in logarithms, which do not underflow; one after the other, as two logits may be
     # large beside their difference.
     log_odds = logits - highest + beside(_log_slope_ratio(ratio, parameter, margin.value))
-    log_odds = log_odds - _log_slope_ratio(ratio, parameters, below)
-    log = jnp.where(hit, 0, log_odds) - jnp.log(total)
+    log = jnp.where(hit, 0, log_odds - log_below) - jnp.log(total)
     if alpha is not None:
         log = log - jnp.log(alpha)
     # a logarithm near 0, which that of the one likely class may be, is known by what it leaves
     likely = posterior > 0.5
     left = jnp.sum(jnp.where(likely, 0, posterior), axis, keepdims=True)
-    return jnp.where(likely, jnp.log1p(-jnp.minimum(left, 0.5)), log)
+    return jnp.where(likely, jnp.log1p(-jnp.where(likely, left, 0)), log)
 
 
 def _slope_ratio(ratio: _Ratio, parameter: jax.Array, margin: jax.Array) -> jax.Array:
@@ -482,7 +484,7 @@ def sigmoid_prior_shift(
 
     References:
       Saerens, Latinne and Decaestecker, Adjusting the Outputs of a Classifier to New a Priori
-      Probabilities, Neural Computation 14 (2002), equation 4; Elkan, The Foundations of
+      Probabilities, Neural Computation 14 (2002); Elkan, The Foundations of
       Cost-Sensitive Learning, IJCAI 2001, theorem 2.
     """
     logits = _checks.array("logits", logits)
@@ -537,7 +539,7 @@ def softmax_prior_shift(
 
     References:
       Saerens, Latinne and Decaestecker, Adjusting the Outputs of a Classifier to New a Priori
-      Probabilities, Neural Computation 14 (2002), equation 4.
+      Probabilities, Neural Computation 14 (2002).
     """
     logits = _checks.array("logits", logits)
     _checks.floating("logits", logits)
@@ -590,16 +592,17 @@ def decision_threshold(
     costs = {"false_positive_cost": false_positive_cost, "false_negative_cost": false_negative_cost}
     for name, cost in costs.items():
         _checks.within(name, cost, 0.0, open_high=True)
-    positive, negative = (_checks.array(*named).astype(float) for named in costs.items())
-    if positive.ndim and negative.ndim:
+    of_positive, of_negative = (_checks.numbers(*named).astype(float) for named in costs.items())
+    if of_positive.ndim and of_negative.ndim:
         _checks.same_shape(
             "false_negative_cost",
-            negative,
+            of_negative,
             "false_positive_cost",
-            positive,
+            of_positive,
             "or give one of them as a number",
         )
-    total = _checks.known("costs", positive + negative)
-    if total is not None and not total.all():
+    total = 0.5 * of_positive + 0.5 * of_negative  # half, so that it is finite
+    known = _checks.known("costs", total)
+    if known is not None and not known.all():
         raise ValueError("false_positive_cost and false_negative_cost must not both be 0")
-    return 1 / (1 + negative / positive)
+    return 0.5 * of_positive / total

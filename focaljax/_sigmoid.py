@@ -145,8 +145,8 @@ def sigmoid_hard_threshold_loss(
     gradient tells the model to keep what it has got right. Best as fine-tuning. Linear in a soft
     label: y L(x) + (1 - y) L(-x).
 
-    Trained with it at m >= 1/2, the sigmoid of a logit ends at the probability of a positive
-    clipped to [1 - m, m]; what was beyond is lost.
+    Trained with it at m > 1/2, the sigmoid of a logit ends at the probability of a positive clipped
+    to [1 - m, m]; what was beyond is lost. At other m it says nothing of the probability.
 
     Args:
       logits: floating point, any shape; the log-odds of the positive.

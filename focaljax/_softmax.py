@@ -170,8 +170,8 @@ def softmax_hard_threshold_loss(
         L = -[p_t \le m] \log p_t, \qquad p_t = \mathrm{softmax}(x)_t
 
     The loss jumps by :math:`-\log m` at the threshold, and autodiff does not see the jump: no
-    gradient tells the model to keep what it has got right. Best as fine-tuning. Nothing gives the
-    probabilities of the classes back.
+    gradient tells the model to keep what it has got right. Best as fine-tuning.
+    Trained with it, what the probability of a class has above the threshold is lost.
 
     Args:
       logits: floating point, at least one axis; any number of classes along `axis`. -inf is a class
