@@ -415,8 +415,8 @@ def _softmax_posterior(
 
     # The same in logarithms, which do not underflow; one after the other, as two logits may be
     # large beside their difference.
-    log_odds = logits - highest + beside(_log_slope_ratio(ratio, parameter, margin.value))
-    log = jnp.where(hit, 0, log_odds - log_below) - jnp.log(total)
+    log = logits - highest + beside(_log_slope_ratio(ratio, parameter, margin.value)) - log_below
+    log = jnp.where(hit, 0, log) - jnp.log(total)
     if alpha is not None:
         log = log - jnp.log(alpha)
     # a logarithm near 0, which that of the one likely class may be, is known by what it leaves
