@@ -808,6 +808,41 @@ axes[1].set(title="loss of logits (0, 1, s), class 0 true, K = 1", xlabel="third
 for axis in axes:
     axis.legend(frameon=False)
 save(figure, "multiclass.png")
+
+# %% [markdown]
+# # 7. What the network says, and what is true
+#
+# Of examples that are positive with probability eta, the loss of a logit x is eta L(x) +
+# (1 - eta) L(-x) on average. Where that is least, sigma(x) is eta for cross entropy alone: the
+# others leave the network less sure. Lines: the eta that `sigmoid_posterior` takes from sigma(x).
+# Dots: the least average loss, where its slope is 0, found without it.
+
+
+# %%
+def best_logit(eta, loss, parameter) -> float:
+    def slope(x):
+        return eta * gradient(loss, x, parameter) - (1 - eta) * gradient(loss, -x, parameter)
+
+    return optimize.brentq(lambda x: float(slope(jnp.array([x]))[0]), -9, 9)
+
+
+figure = Figure(figsize=(7, 5.6), layout="constrained")
+axis = figure.subplots()
+etas, rows = np.linspace(0.05, 0.95, 7), []
+for name, (loss, parameter, style) in CURVES.items():
+    if loss is hard:  # has none
+        continue
+    posterior = partial(
+        focaljax.sigmoid_posterior, **{"gamma" if loss is focal else "k": parameter}
+    )
+    best = np.array([best_logit(eta, loss, parameter) for eta in etas])
+    axis.plot(jax.nn.sigmoid(z), posterior(z), label=name, **style)
+    axis.plot(jax.nn.sigmoid(best), etas, "o", ms=4, color=style["color"])
+    rows.append((f"{name}, largest difference", largest(posterior(best) - etas), 0))
+axis.set(xlabel="probability the network says: σ(x)", ylabel="probability that is true: η")
+axis.legend(frameon=False)
+save(figure, "probabilities.png")
+claims("The posterior of the best logit, and eta", *rows, within=1e-5)
 say(f"Figures and tables are in {options.out}")
 
 # %% [markdown]
@@ -837,3 +872,5 @@ say(f"Figures and tables are in {options.out}")
 # - **Multiclass.** A sigmoid's gradient knows nothing of the other classes, a softmax's only moves
 #   logits against each other, and one alpha per class weighs whole examples. Su's literal form can
 #   be silent on a misclassified example; hence the log-odds form under the plain name.
+# - **Probabilities.** Focal loss and soft truncation leave a network less sure than it should be,
+#   the more so the larger gamma or K; `sigmoid_posterior` says by how much.
