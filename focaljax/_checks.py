@@ -139,12 +139,13 @@ def vector(name: str, array: jax.Array) -> None:
     )
 
 
-def per_class(name: str, array: jax.Array, classes: int, advice: str = "") -> None:
+def per_class(name: str, array: jax.Array, classes: int) -> None:
     chex.assert_shape(
         array,
         (classes,),
         custom_message=f"{name} must have one entry for each of the {classes} classes, shape "
-        f"({classes},), got shape {array.shape}{advice}",
+        f"({classes},), got shape {array.shape}: one number for all classes would only rescale the "
+        "loss, or shift all logits alike",
     )
 
 

@@ -124,25 +124,13 @@ def softmax_arrays(logits: ArrayLike, labels: ArrayLike, axis: int) -> tuple[jax
     return logits, jnp.where(ids.astype(labels.dtype) == labels, ids, -1)
 
 
-def along_classes(
-    name: str, values: ArrayLike, logits: jax.Array, axis: int, advice: str = ""
-) -> jax.Array:
+def along_classes(name: str, values: ArrayLike, logits: jax.Array, axis: int) -> jax.Array:
     """A vector with an entry for each class, beside `logits` and in the dtype they need."""
     array = _checks.numbers(name, values)
     _checks.real(name, array)
-    _checks.per_class(name, array, logits.shape[axis], advice)
+    _checks.per_class(name, array, logits.shape[axis])
     others = [i for i in range(logits.ndim) if i != axis % logits.ndim]
     return jnp.expand_dims(array.astype(wide(logits.dtype)), others)
-
-
-def class_weights(alpha: ArrayLike, logits: jax.Array, axis: int) -> jax.Array:
-    return along_classes(
-        "alpha",
-        alpha,
-        logits,
-        axis,
-        ": one number, as in the sigmoid losses, would only rescale the loss",
-    )
 
 
 class Margin(NamedTuple):

@@ -377,7 +377,7 @@ def _of_softmax(
     parameter = _modulation.parameter(name, value, example)
     if alpha is not None:
         _checks.within("alpha", alpha, 0.0, open_low=True, open_high=True, dtype=wide.dtype)
-        alpha = _margin.class_weights(alpha, wide, axis)
+        alpha = _margin.along_classes("alpha", alpha, wide, axis)
         alpha = alpha / jnp.max(alpha)  # a common factor changes nothing
     result: jax.Array = _softmax_posterior(ratio, as_logits, axis, wide, parameter, alpha)
     return result.astype(logits.dtype)

@@ -305,7 +305,7 @@ def _softmax_loss(
     example = jax.ShapeDtypeStruct(logits.shape[:axis] + logits.shape[axis + 1 :], dtype)
     if alpha is not None:
         _checks.within("alpha", alpha, 0.0, open_high=True)
-        alpha = _margin.class_weights(alpha, logits, axis)
+        alpha = _margin.along_classes("alpha", alpha, logits, axis)
     loss: jax.Array = _loss(
         modulation,
         _modulation.small_whole_number(name, value),
