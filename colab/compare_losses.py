@@ -871,7 +871,7 @@ def print_scores(comparison: Comparison, scores: dict[str, int]) -> None:
 
 
 def print_calibration(comparison: Comparison) -> None:
-    _, _, losses, _, _, _, summary = comparison
+    losses, summary = comparison.losses, comparison.summary
     table = new_table(
         f"Test probabilities: mean of {options.seeds} seeds, lower is better\n"
         f"▲▼ where clear: raw against {next(iter(losses))}'s raw, the others against their raw"
