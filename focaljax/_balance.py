@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from focaljax import _checks
-from focaljax._modulation import wide
+from focaljax._pointwise import wide
 
 
 def class_balanced_weights(counts: ArrayLike, *, beta: ArrayLike = 0.999) -> jax.Array:

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from focaljax._pointwise import wide
+
 
 def array(name: str, value: ArrayLike) -> jax.Array:
     try:
@@ -110,6 +112,7 @@ def within(
     open_low: bool = False,
     open_high: bool = False,
     dtype: jnp.dtype | None = None,
+    advice: str = "",
 ) -> None:
     """Refuses a known value out of range; a traced one is let through. NaN is never in range.
 
@@ -128,7 +131,57 @@ def within(
             wanted = f"{'above' if open_low else 'at least'} {low:g} and finite"
         else:
             wanted = f"in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
-        raise ValueError(f"{name} must be {wanted}, got {number}")
+        raise ValueError(f"{name} must be {wanted}, got {number}{advice}")
+
+
+_RANGES: dict[str, tuple[float, float, bool, bool]] = {  # low, high, and whether each is open
+    "gamma": (0, math.inf, False, True),
+    "k": (0, math.inf, True, True),
+    "threshold": (0, 1, True, True),
+}
+
+
+@jax.tree_util.register_static
+class Known(float):
+    """A number that is known when tracing, and compiled in."""
+
+
+def parameter(
+    name: str, value: ArrayLike, logits: jax.Array, axis: int | None = None
+) -> float | jax.Array:
+    """A loss's own parameter, beside the logits.
+
+    A float where it is known to be a multiple of one half. An array broadcasts against the loss,
+    which is without `axis`.
+    """
+    low, high, open_low, open_high = _RANGES[name]
+    within(name, value, low, high, open_low=open_low, open_high=open_high)
+    number = known(name, value)
+    if (
+        number is not None
+        and number.ndim == 0
+        and number <= 16
+        and 2 * number == np.rint(2 * number)
+    ):
+        return Known(number)
+    if axis is None:
+        return beside(name, value, logits)
+    result = beside(name, value, loss_of(logits, axis))
+    return jnp.expand_dims(result, axis) if result.ndim else result
+
+
+def loss_of(logits: jax.Array, axis: int) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of the loss of classes along `axis`."""
+    return jax.ShapeDtypeStruct(logits.shape[:axis] + logits.shape[axis + 1 :], logits.dtype)
+
+
+def beside(name: str, value: ArrayLike, loss: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+    """A number, or an array that broadcasts against the loss, in its rank and dtype."""
+    result = array(name, value)
+    real(name, result)
+    broadcasts(name, result, loss.shape)
+    result = result.astype(wide(loss.dtype))
+    return result if result.ndim == 0 else jnp.broadcast_to(result, loss.shape)
 
 
 def vector(name: str, array: jax.Array) -> None:
@@ -147,6 +200,15 @@ def per_class(name: str, array: jax.Array, classes: int) -> None:
         f"({classes},), got shape {array.shape}: one number for all classes would only rescale the "
         "loss, or shift all logits alike",
     )
+
+
+def along_classes(name: str, values: ArrayLike, logits: jax.Array, axis: int) -> jax.Array:
+    """A vector with an entry for each class, in the rank and dtype of `logits`."""
+    vector = numbers(name, values)
+    real(name, vector)
+    per_class(name, vector, logits.shape[axis])
+    others = [i for i in range(logits.ndim) if i != axis % logits.ndim]
+    return jnp.expand_dims(vector.astype(wide(logits.dtype)), others)
 
 
 def axis(value: int, array: jax.Array) -> None:

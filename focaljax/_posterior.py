@@ -1,81 +1,23 @@
 r"""From the logits that a loss has trained to the probabilities of the classes, and to decisions.
 
-Where training is done the slopes of the loss balance. If at margin z its slope is r(z) times that
-of cross entropy, they balance where cross entropy's would with each class weighed by r: at a
-probability q in proportion to ``eta * alpha * r``, with eta the true probability of the class. So
-eta is in proportion to ``q / (alpha * r)``. With w the weight of the loss and p_t = q,
-
-    r = w(q) + q w'(q) log q
-
-As in `_modulation` all is written in the gap a = abs(z), with e = exp(-a).
+Where training is done the slopes of the loss balance. With h the slope of the loss in log p over
+that of cross entropy, they balance where cross entropy's would with each class weighed by h. So the
+true probability of a class is in proportion to ``p / (alpha h)``: for every loss, from its slope
+alone.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from focaljax import _checks, _margin, _modulation
+from focaljax import _checks, _losses
 from focaljax._balance import log_odds
+from focaljax._classes import log_odds_of_classes
+from focaljax._pointwise import Margin, margin_at, wide
 
-
-class _SlopeRatio(NamedTuple):
-    """What makes up the slope of a loss over that of cross entropy.
-
-    at the margin  a    exp(-parameter a) common (1 + pull log1p(e) / e)
-    at the margin -a    common (1 + pull fade (a + log1p(e)))
-    """
-
-    log_common: jax.Array
-    pull: jax.Array
-    fade: jax.Array
-    fade_rate: jax.Array | float  # fade = exp(-fade_rate a)
-
-
-_Ratio = Callable[[_modulation.Logit, jax.Array], _SlopeRatio]  # of a logit and gamma or k
-
-
-def _focal(t: _modulation.Logit, gamma: jax.Array) -> _SlopeRatio:
-    return _SlopeRatio(log_common=-gamma * t.log, pull=gamma, fade=t.odds, fade_rate=1.0)
-
-
-def _soft_truncation(t: _modulation.Logit, k: jax.Array) -> _SlopeRatio:
-    fade = _modulation.decay(k, t.reach)
-    return _SlopeRatio(
-        log_common=-jnp.log1p(fade), pull=k / ((1 + fade) * t.near), fade=fade, fade_rate=k
-    )
-
-
-def _ratio_of(
-    gamma: ArrayLike | None, k: ArrayLike | None, threshold: ArrayLike | None
-) -> tuple[_Ratio, str, ArrayLike]:
-    """The loss that the caller's hyper-parameter is of, with the parameter's name and value."""
-    if threshold is not None:
-        raise ValueError(
-            "threshold: the hard threshold loss cannot be undone. It stops moving a probability "
-            "that is past the threshold m, so how far past it the true one lies is lost: of two "
-            "classes and m > 1/2, training ends at the true one clipped to [1 - m, m], and with "
-            "m <= 1/2 the outcome says nothing. Train with focal loss or soft truncation, and give "
-            "gamma or k"
-        )
-    if gamma is not None and k is not None:
-        raise ValueError(
-            "gamma and k are of different losses, got both: give the one that the logits were "
-            "trained with"
-        )
-    if gamma is not None:
-        _checks.within("gamma", gamma, 0.0, open_high=True)
-        return _focal, "gamma", gamma
-    if k is not None:
-        _checks.within("k", k, 0.0, open_low=True, open_high=True)
-        return _soft_truncation, "k", k
-    raise ValueError(
-        "gamma or k must say which loss trained the logits, got neither: gamma of focal loss, k of "
-        "soft truncation; cross entropy is gamma=0"
-    )
+_Loss = Callable[[jax.Array], jax.Array]
 
 
 def sigmoid_posterior(
@@ -84,19 +26,20 @@ def sigmoid_posterior(
     gamma: ArrayLike | None = None,
     k: ArrayLike | None = None,
     threshold: ArrayLike | None = None,
+    loss: _Loss | None = None,
     alpha: ArrayLike | None = None,
 ) -> jax.Array:
     r"""The probability of a positive, from logits that a sigmoid loss here has trained.
 
-    After focal loss or soft truncation :math:`q = \sigma(x)` is not the probability :math:`\eta` of
-    a positive: with gamma = 2 it is .58 where that is .7. But it tells it, without further data:
+    After focal loss or soft truncation :math:`p = \sigma(x)` is not the probability :math:`\eta` of
+    a positive: with gamma = 2 it is .58 where that is .7. But it tells it, without further data,
+    through the slope L' of the loss:
 
     .. math::
-        \eta = \frac{h(q) / \alpha}{h(q) / \alpha + h(1 - q) / (1 - \alpha)}, \qquad
-        h(v) = \frac{v}{w(v) + v\, w'(v) \log v}
+        \eta = \frac{(1 - \alpha) |L'(-x)|}{\alpha |L'(x)| + (1 - \alpha) |L'(-x)|}
 
-    with w the weight of the loss. That increases with the logit for every gamma, k and alpha, so
-    rankings stay; gamma = 0 without alpha is the sigmoid.
+    That increases with the logit for every gamma, k and alpha, so rankings stay; gamma = 0 without
+    alpha is the sigmoid.
 
     It holds where the expected loss is least, given hard labels: for a network that has the
     capacity and the training. Like the sigmoid after cross entropy it does not mend overfitting,
@@ -110,21 +53,22 @@ def sigmoid_posterior(
       logits: floating point, any shape; the log-odds that the network gives.
       gamma: of `sigmoid_focal_loss`, as the logits were trained with it; a number, or an array that
         broadcasts against the logits. May be traced, batched and differentiated, like `k` and
-        `alpha`.
-      k: of `sigmoid_soft_truncation_loss`, likewise. Exactly one of `gamma` and `k` is needed.
+        `alpha`. Exactly one of `gamma`, `k` and `loss` is needed.
+      k: of `sigmoid_soft_truncation_loss`, likewise.
       threshold: refused, with the reason: what `sigmoid_hard_threshold_loss` has cut off is lost.
+      loss: of `sigmoid_margin_loss`, likewise: a function of the margin. Where its slope is 0 on
+        one side, as a hinge's is, the probability is 0 or 1.
       alpha: the weight of positives that the loss was given, in (0, 1); a number, or an array that
         broadcasts against the logits. None: both weighed 1.
 
     Returns:
-      Probabilities in the shape and dtype of `logits`; computed in at least float32, where they are
-      exact to 1e-6 of themselves for gamma and k up to 5. Near 1, ask for the negative's: that of
-      ``-logits``, with 1 - alpha. NaN stays NaN.
+      Probabilities in the shape and dtype of `logits`; computed in at least float32. Near 1, ask
+      for the negative's: that of ``-logits``, with 1 - alpha. NaN stays NaN.
 
     Raises:
       AssertionError: when a shape or dtype is not as above.
-      ValueError: when not exactly one of `gamma` and `k` is given, when a `threshold` is, or when a
-        value known at trace time is out of range.
+      ValueError: when not exactly one of `gamma`, `k` and `loss` is given, when a `threshold` is,
+        or when a value known at trace time is out of range.
 
     Example:
       >>> import jax
@@ -138,9 +82,11 @@ def sigmoid_posterior(
 
     References:
       Charoenphakdee et al., On Focal Loss for Class-Posterior Probability Estimation: A Theoretical
-      Perspective, CVPR 2021, for focal loss; the derivation holds for soft truncation too.
+      Perspective, CVPR 2021, for focal loss; the derivation holds for any other.
     """
-    return _of_sigmoid(logits, gamma, k, threshold, alpha, as_logits=False)
+    logits, at, positive, negative = _slopes(logits, gamma, k, threshold, loss, alpha)
+    of_positive, of_negative = at.p * negative, at.q * positive
+    return (of_positive / (of_positive + of_negative)).astype(logits.dtype)
 
 
 def sigmoid_posterior_logits(
@@ -149,6 +95,7 @@ def sigmoid_posterior_logits(
     gamma: ArrayLike | None = None,
     k: ArrayLike | None = None,
     threshold: ArrayLike | None = None,
+    loss: _Loss | None = None,
     alpha: ArrayLike | None = None,
 ) -> jax.Array:
     r"""The log-odds of a positive, from logits that a sigmoid loss here has trained.
@@ -158,83 +105,28 @@ def sigmoid_posterior_logits(
     logits. Probabilities are 1 or 0 to the last digit long before their log-odds end.
 
     Args:
-      logits: floating point, any shape; the log-odds that the network gives.
-      gamma: of `sigmoid_focal_loss`, as the logits were trained with it; a number, or an array that
-        broadcasts against the logits. May be traced, batched and differentiated, like `k` and
-        `alpha`.
-      k: of `sigmoid_soft_truncation_loss`, likewise. Exactly one of `gamma` and `k` is needed.
-      threshold: refused, with the reason: what `sigmoid_hard_threshold_loss` has cut off is lost.
-      alpha: the weight of positives that the loss was given, in (0, 1); a number, or an array that
-        broadcasts against the logits. None: both weighed 1.
+      logits: as in `sigmoid_posterior`, like all others and what is raised.
+      gamma: of `sigmoid_focal_loss`.
+      k: of `sigmoid_soft_truncation_loss`.
+      threshold: refused.
+      loss: of `sigmoid_margin_loss`.
+      alpha: the weight of positives that the loss was given.
 
     Returns:
       Log-odds in the shape and dtype of `logits`; computed in at least float32. They grow as
-      (1 + gamma) or (1 + k) times the logits do. Infinities stay; NaN stays NaN.
-
-    Raises:
-      AssertionError: when a shape or dtype is not as above.
-      ValueError: when not exactly one of `gamma` and `k` is given, when a `threshold` is, or when a
-        value known at trace time is out of range.
+      (1 + gamma) or (1 + k) times the logits do, until the slope of the loss is 0 in that dtype
+      (at a logit of 43 for gamma = 2 in float32), and from there as the logits do. Infinities stay;
+      NaN stays NaN.
 
     Example:
       >>> import jax.numpy as jnp
       >>> import focaljax
       >>> print(focaljax.sigmoid_posterior_logits(jnp.array([-2.0, 2.0]), gamma=2.0))
       [-5.398  5.398]
-
-    References:
-      Charoenphakdee et al., On Focal Loss for Class-Posterior Probability Estimation: A Theoretical
-      Perspective, CVPR 2021, for focal loss; the derivation holds for soft truncation too.
     """
-    return _of_sigmoid(logits, gamma, k, threshold, alpha, as_logits=True)
-
-
-def _of_sigmoid(
-    logits: ArrayLike,
-    gamma: ArrayLike | None,
-    k: ArrayLike | None,
-    threshold: ArrayLike | None,
-    alpha: ArrayLike | None,
-    *,
-    as_logits: bool,
-) -> jax.Array:
-    ratio, name, value = _ratio_of(gamma, k, threshold)
-    logits = _checks.array("logits", logits)
-    _checks.floating("logits", logits)
-    wide = logits.astype(_modulation.wide(logits.dtype))
-    if alpha is not None:
-        _checks.within("alpha", alpha, 0.0, 1.0, open_low=True, open_high=True, dtype=wide.dtype)
-        alpha = _modulation.parameter("alpha", alpha, wide)
-    parameter = _modulation.parameter(name, value, wide)
-    result: jax.Array = _sigmoid_posterior(ratio, as_logits, wide, parameter, alpha)
-    return result.astype(logits.dtype)
-
-
-# Compiled also when the caller does not: eager code then runs one program in place of many.
-@partial(jax.jit, static_argnums=(0, 1), inline=True)
-def _sigmoid_posterior(
-    ratio: _Ratio,
-    as_logits: bool,
-    logits: jax.Array,
-    parameter: jax.Array,
-    alpha: jax.Array | None,
-) -> jax.Array:
-    t = _modulation.see(logits, jnp.ones_like(logits), apart=False)
-    r = ratio(t, parameter)
-    at_miss = 1 + r.pull * r.fade * (t.reach + t.log)  # at the margin -a
-    if as_logits:
-        # that at a less that at -a, without cancellation where the logit is near 0
-        excess = -jnp.expm1(-(1 + r.fade_rate) * t.reach) * t.log_ratio - r.fade * t.reach
-        posterior = t.sign * ((1 + parameter) * t.gap - jnp.log1p(r.pull * excess / at_miss))
-        return posterior if alpha is None else posterior + (jnp.log1p(-alpha) - jnp.log(alpha))
-    # of the side that the logit does not lean to; what underflows comes last
-    odds = (1 + r.pull * t.log_ratio) / at_miss
-    if alpha is not None:
-        weights = alpha, 1 - alpha  # rounded as in the loss
-        near, far = (jnp.where(t.sign > 0, *pair) for pair in (weights, weights[::-1]))
-        odds = odds * (near / far)
-    odds = odds * t.odds * _modulation.decay(parameter, t.reach)
-    return jnp.where(t.sign > 0, 1, odds) / (1 + odds)
+    logits, _, positive, negative = _slopes(logits, gamma, k, threshold, loss, alpha)
+    log_odds = logits.astype(positive.dtype) + (jnp.log(negative) - jnp.log(positive))
+    return log_odds.astype(logits.dtype)
 
 
 def softmax_posterior(
@@ -243,19 +135,20 @@ def softmax_posterior(
     gamma: ArrayLike | None = None,
     k: ArrayLike | None = None,
     threshold: ArrayLike | None = None,
+    loss: _Loss | None = None,
     alpha: ArrayLike | None = None,
     axis: int = -1,
 ) -> jax.Array:
     r"""The probabilities of the classes, from logits that a softmax loss here has trained.
 
-    After focal loss or soft truncation :math:`q = \mathrm{softmax}(x)` are not the probabilities
-    :math:`\eta` of the classes. But they tell them, without further data:
+    After focal loss or soft truncation :math:`p = \mathrm{softmax}(x)` are not the probabilities
+    :math:`\eta` of the classes. But they tell them, without further data, through the slope L' of
+    the loss at the margins z of `softmax_margin`:
 
     .. math::
-        \eta_c \propto \frac{h(q_c)}{\alpha_c}, \qquad
-        h(v) = \frac{v}{w(v) + v\, w'(v) \log v}
+        \eta_c \propto \frac{p_c (1 - p_c)}{\alpha_c |L'(z_c)|}
 
-    with w the weight of the loss. gamma = 0 without alpha is the softmax.
+    gamma = 0 without alpha is the softmax.
 
     It holds where the expected loss is least: for a network that has the capacity and the training.
     Like the softmax after cross entropy it does not mend overfitting, and not what was done to the
@@ -263,10 +156,10 @@ def softmax_posterior(
     gives the smoothed probabilities. A mask must not depend on the label. After the hard threshold
     loss and `su_softmax_soft_truncation_loss` of more than two classes it does not hold.
 
-    But for `alpha` the order of the classes stays, as h increases for every gamma and for k up to
-    3.318. With a larger k and more than two classes h falls somewhere between q = .32 and .5. Where
-    the expected loss is least no two classes are there, so the formula still holds, but a network
-    short of that may have them change places.
+    But for `alpha` the order of the classes stays for every gamma and for k up to 3.318. With a
+    larger k and more than two classes it may not, between p = .32 and .5. Where the expected loss
+    is least no two classes are there, so the formula still holds, but a network short of that may
+    have them change places.
 
     Args:
       logits: floating point, at least one axis; any number of classes along `axis`. -inf is a class
@@ -274,22 +167,22 @@ def softmax_posterior(
         ``jnp.where(mask, logits, -jnp.inf)``.
       gamma: of `softmax_focal_loss`, as the logits were trained with it; a number, or an array that
         broadcasts against the loss, the shape of `logits` without `axis`. May be traced, batched
-        and differentiated, like `k` and `alpha`.
-      k: of `softmax_soft_truncation_loss`, likewise. Exactly one of `gamma` and `k` is needed.
+        and differentiated, like `k` and `alpha`. Exactly one of `gamma`, `k` and `loss` is needed.
+      k: of `softmax_soft_truncation_loss`, likewise.
       threshold: refused, with the reason: what `softmax_hard_threshold_loss` has cut off is lost.
+      loss: of `softmax_margin_loss`, likewise: a function of the margin.
       alpha: the weights of the classes that the loss was given, above 0, shape (C,). None: all
         weighed 1.
       axis: the axis of the classes; 1 for images as NCHW.
 
     Returns:
       Probabilities, which sum to 1 along `axis`, in the shape and dtype of `logits`; computed in at
-      least float32, where they are exact to 1e-6 of themselves for gamma and k up to 5. NaN stays
-      NaN, in all classes of an example.
+      least float32. NaN stays NaN, in all classes of an example.
 
     Raises:
       AssertionError: when a shape or dtype is not as above.
-      ValueError: when not exactly one of `gamma` and `k` is given, when a `threshold` is, or when
-        `axis`, or a value known at trace time, is out of range.
+      ValueError: when not exactly one of `gamma`, `k` and `loss` is given, when a `threshold` is,
+        or when `axis`, or a value known at trace time, is out of range.
 
     Example:
       >>> import jax
@@ -303,9 +196,9 @@ def softmax_posterior(
 
     References:
       Charoenphakdee et al., On Focal Loss for Class-Posterior Probability Estimation: A Theoretical
-      Perspective, CVPR 2021, for focal loss; the derivation holds for soft truncation too.
+      Perspective, CVPR 2021, for focal loss; the derivation holds for any other.
     """
-    return _of_softmax(logits, gamma, k, threshold, alpha, axis, as_logits=False)
+    return _of_softmax(logits, gamma, k, threshold, loss, alpha, axis, lambda at: at.p)
 
 
 def softmax_posterior_logits(
@@ -314,6 +207,7 @@ def softmax_posterior_logits(
     gamma: ArrayLike | None = None,
     k: ArrayLike | None = None,
     threshold: ArrayLike | None = None,
+    loss: _Loss | None = None,
     alpha: ArrayLike | None = None,
     axis: int = -1,
 ) -> jax.Array:
@@ -323,38 +217,57 @@ def softmax_posterior_logits(
     softmax is the posterior: what `softmax_prior_shift`, a temperature or a loss from logits wants.
 
     Args:
-      logits: floating point, at least one axis; any number of classes along `axis`. -inf is a class
-        that cannot be, so classes masked by `where` in the loss are masked here by
-        ``jnp.where(mask, logits, -jnp.inf)``.
-      gamma: of `softmax_focal_loss`, as the logits were trained with it; a number, or an array that
-        broadcasts against the loss, the shape of `logits` without `axis`. May be traced, batched
-        and differentiated, like `k` and `alpha`.
-      k: of `softmax_soft_truncation_loss`, likewise. Exactly one of `gamma` and `k` is needed.
-      threshold: refused, with the reason: what `softmax_hard_threshold_loss` has cut off is lost.
-      alpha: the weights of the classes that the loss was given, above 0, shape (C,). None: all
-        weighed 1.
-      axis: the axis of the classes; 1 for images as NCHW.
+      logits: as in `softmax_posterior`, like all others and what is raised.
+      gamma: of `softmax_focal_loss`.
+      k: of `softmax_soft_truncation_loss`.
+      threshold: refused.
+      loss: of `softmax_margin_loss`.
+      alpha: the weights of the classes that the loss was given.
+      axis: the axis of the classes.
 
     Returns:
       Log-probabilities in the shape and dtype of `logits`; computed in at least float32. -inf for a
       class that cannot be. NaN stays NaN, in all classes of an example.
-
-    Raises:
-      AssertionError: when a shape or dtype is not as above.
-      ValueError: when not exactly one of `gamma` and `k` is given, when a `threshold` is, or when
-        `axis`, or a value known at trace time, is out of range.
 
     Example:
       >>> import jax.numpy as jnp
       >>> import focaljax
       >>> print(focaljax.softmax_posterior_logits(jnp.array([9.0, 1.0, -50.0]), gamma=2.0))
       [-1.126e-10 -2.291e+01 -7.390e+01]
-
-    References:
-      Charoenphakdee et al., On Focal Loss for Class-Posterior Probability Estimation: A Theoretical
-      Perspective, CVPR 2021, for focal loss; the derivation holds for soft truncation too.
     """
-    return _of_softmax(logits, gamma, k, threshold, alpha, axis, as_logits=True)
+    # `margin_at` has made an infinite margin finite
+    return _of_softmax(
+        logits,
+        gamma,
+        k,
+        threshold,
+        loss,
+        alpha,
+        axis,
+        lambda at: jnp.where(at.z <= jnp.finfo(at.z.dtype).min, -jnp.inf, at.log_p),
+    )
+
+
+def _slopes(
+    logits: ArrayLike,
+    gamma: ArrayLike | None,
+    k: ArrayLike | None,
+    threshold: ArrayLike | None,
+    loss: _Loss | None,
+    alpha: ArrayLike | None,
+) -> tuple[jax.Array, Margin, jax.Array, jax.Array]:
+    """Of a sigmoid: logits, margins, and the slopes of the positive's loss and the negative's."""
+    logits = _checks.array("logits", logits)
+    _checks.floating("logits", logits)
+    line = _line(gamma, k, threshold, loss, logits)
+    at = margin_at(logits.astype(wide(logits.dtype)))
+    positive, negative = _slope(line, at), _slope(line, -at)
+    if alpha is not None:
+        dtype = at.p.dtype
+        _checks.within("alpha", alpha, 0.0, 1.0, open_low=True, open_high=True, dtype=dtype)
+        alpha = _checks.beside("alpha", alpha, logits)
+        positive, negative = alpha * positive, (1 - alpha) * negative
+    return logits, at, positive, negative
 
 
 def _of_softmax(
@@ -362,87 +275,65 @@ def _of_softmax(
     gamma: ArrayLike | None,
     k: ArrayLike | None,
     threshold: ArrayLike | None,
+    loss: _Loss | None,
     alpha: ArrayLike | None,
     axis: int,
-    *,
-    as_logits: bool,
+    result: Callable[[Margin], jax.Array],
 ) -> jax.Array:
-    ratio, name, value = _ratio_of(gamma, k, threshold)
     logits = _checks.array("logits", logits)
     _checks.floating("logits", logits)
     _checks.axis(axis, logits)
     axis = axis % logits.ndim
-    wide = logits.astype(_modulation.wide(logits.dtype))
-    example = jax.ShapeDtypeStruct(wide.shape[:axis] + wide.shape[axis + 1 :], wide.dtype)
-    parameter = _modulation.parameter(name, value, example)
+    line = _line(gamma, k, threshold, loss, logits, axis)
+    x = logits.astype(wide(logits.dtype))
+    at = margin_at(log_odds_of_classes(x, axis))
+    posterior = at.log_p - jnp.log(_slope(line, at))
     if alpha is not None:
-        _checks.within("alpha", alpha, 0.0, open_low=True, open_high=True, dtype=wide.dtype)
-        alpha = _margin.along_classes("alpha", alpha, wide, axis)
-        alpha = alpha / jnp.max(alpha)  # a common factor changes nothing
-    result: jax.Array = _softmax_posterior(ratio, as_logits, axis, wide, parameter, alpha)
-    return result.astype(logits.dtype)
+        _checks.within("alpha", alpha, 0.0, open_low=True, open_high=True, dtype=x.dtype)
+        posterior -= jnp.log(_checks.along_classes("alpha", alpha, x, axis))
+    posterior = log_odds_of_classes(jnp.where(x == -jnp.inf, x, posterior), axis)
+    return result(margin_at(posterior)).astype(logits.dtype)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
-def _softmax_posterior(
-    ratio: _Ratio,
-    as_logits: bool,
-    axis: int,
+def _line(
+    gamma: ArrayLike | None,
+    k: ArrayLike | None,
+    threshold: ArrayLike | None,
+    loss: _Loss | None,
     logits: jax.Array,
-    parameter: jax.Array,
-    alpha: jax.Array | None,
-) -> jax.Array:
-    leading = _margin.leading_of(logits, axis)
-    margin = leading.margin  # but not its logit, which is a constant to autodiff
-    hit = _margin.is_class(logits, leading.ids, axis)
-    below = _margin.margins_below(logits, leading, axis)
-    beside = partial(jnp.expand_dims, axis=axis)
-    parameters = beside(parameter) if parameter.ndim else parameter
-
-    # Everything beside the leading class, of which alone the slope ratio can be near 0.
-    at_leading = _modulation.refined(
-        partial(_slope_ratio, ratio), (parameter, margin.value), (None, margin.rest)
-    )
-    log_below = _log_slope_ratio(ratio, parameters, below)
-    highest = jnp.sum(jnp.where(hit, logits, 0), axis, keepdims=True)
-    odds = _margin.exp_difference(logits, highest) * beside(at_leading) * jnp.exp(-log_below)
-    odds = jnp.where(hit, 1, jnp.maximum(odds, 0))  # not -0, where the exponential underflows
-    parts = odds if alpha is None else odds / alpha
-    total = jnp.sum(parts, axis, keepdims=True)
-    posterior = parts / total
-    if not as_logits:
-        return posterior
-
-    # The same in logarithms, which do not underflow; one after the other, as two logits may be
-    # large beside their difference.
-    log = logits - highest + beside(_log_slope_ratio(ratio, parameter, margin.value)) - log_below
-    log = jnp.where(hit, 0, log) - jnp.log(total)
-    if alpha is not None:
-        log = log - jnp.log(alpha)
-    # a logarithm near 0, which that of the one likely class may be, is known by what it leaves
-    likely = posterior > 0.5
-    left = jnp.sum(jnp.where(likely, 0, posterior), axis, keepdims=True)
-    return jnp.where(likely, jnp.log1p(-jnp.where(likely, left, 0)), log)
+    axis: int | None = None,
+) -> Callable[[Margin], jax.Array]:
+    """The loss that has trained the logits, as a line of the margin."""
+    if threshold is not None:
+        raise ValueError(
+            "threshold: the hard threshold loss cannot be undone. It stops moving a probability "
+            "that is past the threshold m, so how far past it the true one lies is lost: of two "
+            "classes and m > 1/2, training ends at the true one clipped to [1 - m, m], and with "
+            "m <= 1/2 the outcome says nothing. Train with focal loss or soft truncation, and give "
+            "gamma or k"
+        )
+    given = {"gamma": gamma, "k": k, "loss": loss}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) != 1:
+        raise ValueError(
+            "exactly one of gamma, k and loss must say which loss trained the logits, got "
+            f"{' and '.join(names) or 'none'}: gamma of focal loss, k of soft truncation, loss for "
+            "one of your own; cross entropy is gamma=0"
+        )
+    if loss is not None:
+        return lambda at: loss(at.z)
+    if k is not None:
+        k = _checks.parameter("k", k, logits, axis)
+        return lambda at: _losses.soft_truncation(at, k)
+    assert gamma is not None
+    gamma = _checks.parameter("gamma", gamma, logits, axis)
+    return lambda at: _losses.focal(at, gamma)
 
 
-def _slope_ratio(ratio: _Ratio, parameter: jax.Array, margin: jax.Array) -> jax.Array:
-    bounded, lead = _bounded_slope_ratio(ratio, parameter, margin)
-    return jnp.exp(bounded) * _modulation.decay(parameter, lead)
-
-
-def _log_slope_ratio(ratio: _Ratio, parameter: jax.Array, margin: jax.Array) -> jax.Array:
-    bounded, lead = _bounded_slope_ratio(ratio, parameter, margin)
-    return bounded - parameter * lead
-
-
-def _bounded_slope_ratio(
-    ratio: _Ratio, parameter: jax.Array, margin: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The logarithm of the slope ratio but for ``-parameter * lead``, and that lead."""
-    t = _modulation.see(margin, jnp.ones_like(margin), apart=False)
-    r = ratio(t, parameter)
-    ahead = jnp.where(t.sign > 0, t.log_ratio, r.fade * (t.reach + t.log))
-    return r.log_common + jnp.log1p(r.pull * ahead), jnp.where(t.sign > 0, t.reach, 0)
+def _slope(line: Callable[[Margin], jax.Array], at: Margin) -> jax.Array:
+    """Of a loss in log p, over that of cross entropy; not 0, so that its logarithm is finite."""
+    slope = jax.jvp(line, (at,), (at.tangent(jnp.ones_like(at.p)),))[1]
+    return jnp.maximum(jnp.abs(slope), jnp.finfo(slope.dtype).tiny)
 
 
 def sigmoid_prior_shift(
@@ -489,12 +380,12 @@ def sigmoid_prior_shift(
     """
     logits = _checks.array("logits", logits)
     _checks.floating("logits", logits)
-    wide = logits.astype(_modulation.wide(logits.dtype))
+    wide_logits = logits.astype(wide(logits.dtype))
     source, target = (
-        _modulation.parameter(name, log_odds(name, prior), wide)
+        _checks.beside(name, log_odds(name, prior), logits)
         for name, prior in (("source_prior", source_prior), ("target_prior", target_prior))
     )
-    return (wide + (target - source)).astype(logits.dtype)
+    return (wide_logits + (target - source)).astype(logits.dtype)
 
 
 def softmax_prior_shift(
@@ -544,14 +435,14 @@ def softmax_prior_shift(
     logits = _checks.array("logits", logits)
     _checks.floating("logits", logits)
     _checks.axis(axis, logits)
-    wide = logits.astype(_modulation.wide(logits.dtype))
+    wide_logits = logits.astype(wide(logits.dtype))
     _checks.within("source_prior", source_prior, 0.0, open_low=True, open_high=True)
     _checks.within("target_prior", target_prior, 0.0, open_high=True)
     source, target = (
-        jnp.log(_margin.along_classes(name, prior, wide, axis))
+        jnp.log(_checks.along_classes(name, prior, wide_logits, axis))
         for name, prior in (("source_prior", source_prior), ("target_prior", target_prior))
     )
-    return (wide + (target - source)).astype(logits.dtype)
+    return (wide_logits + (target - source)).astype(logits.dtype)
 
 
 def decision_threshold(

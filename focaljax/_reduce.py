@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from focaljax import _checks, _modulation
+from focaljax import _checks
+from focaljax._pointwise import wide
 
 
 def reduce_mean(
@@ -101,12 +102,12 @@ def normalize_by_positives(
 def _loss_and_mask(loss: ArrayLike, where: ArrayLike | None) -> tuple[jax.Array, jax.Array | None]:
     loss = _checks.array("loss", loss)
     _checks.floating("loss", loss)
-    wide_loss = loss.astype(_modulation.wide(loss.dtype))
+    result = loss.astype(wide(loss.dtype))
     if where is None:
-        return wide_loss, None
+        return result, None
     mask = _checks.array("where", where)
     _checks.mask(mask, "loss", loss)
-    return jnp.where(mask, wide_loss, 0), mask
+    return jnp.where(mask, result, 0), mask
 
 
 def _count(mask: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -1,10 +1,15 @@
 """The losses of independent yes-or-no labels: detection, tagging, binary classification."""
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from focaljax import _checks, _margin, _modulation
+from focaljax import _checks, _losses
+from focaljax._pointwise import Margin, log, margin_at, one_visit, wide
 
 
 def sigmoid_focal_loss(
@@ -35,11 +40,12 @@ def sigmoid_focal_loss(
 
     Args:
       logits: floating point, any shape; the log-odds of the positive.
-      labels: exactly the shape of `logits`; probabilities in [0, 1], which is not checked, of
-        any real dtype. Class ids become ``jax.nn.one_hot(ids, num_classes)``, where an id of -1 is
-        background.
+      labels: exactly the shape of `logits`; probabilities of any real dtype. One outside [0, 1],
+        such as -1 for "unknown", gives NaN unless masked. Class ids become
+        ``jax.nn.one_hot(ids, num_classes)``, where an id of -1 is background.
       gamma: the focusing parameter, at least 0; a number, or an array that broadcasts against the
-        loss. May be traced, batched and differentiated. Above 15 the float32 error passes 2e-6.
+        loss. May be traced, batched and differentiated. A known multiple of 1/2 is fastest and the
+        most exact.
       alpha: the weight of positives, in [0, 1]; negatives get 1 - alpha. A number or an array that
         broadcasts against the loss, such as one per class. None: both weigh 1.
       where: booleans in the shape of `labels`; where False, the loss and every gradient are exactly
@@ -47,8 +53,7 @@ def sigmoid_focal_loss(
 
     Returns:
       The loss of each element, not reduced, in the shape and dtype of `logits`; computed in at
-      least float32. At z = inf it is 0 with slope 0, at z = -inf it is inf with slope -1 in z, both
-      times the weight of `alpha`; NaN stays NaN.
+      least float32. An infinite logit gives the limit; NaN stays NaN.
 
     Raises:
       AssertionError: when a shape or dtype is not as above.
@@ -64,10 +69,9 @@ def sigmoid_focal_loss(
     References:
       Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, equations 4 and 5.
     """
-    _checks.within("gamma", gamma, 0.0, open_high=True)
-    return _sigmoid_loss(
-        _modulation.focal, logits, labels, "gamma", gamma, alpha=alpha, where=where
-    )
+    logits, labels = arrays(logits, labels)
+    gamma = _checks.parameter("gamma", gamma, logits)
+    return _loss(Partial(_of_expected, gamma=gamma), logits, labels, alpha, where)
 
 
 def sigmoid_soft_truncation_loss(
@@ -92,25 +96,16 @@ def sigmoid_soft_truncation_loss(
     `sigmoid_posterior` is.
 
     Args:
-      logits: floating point, any shape; the log-odds of the positive.
-      labels: exactly the shape of `logits`; probabilities in [0, 1], which is not checked, of
-        any real dtype. Class ids become ``jax.nn.one_hot(ids, num_classes)``, where an id of -1 is
-        background.
+      logits: as in `sigmoid_focal_loss`, like `labels`, `alpha`, `where` and what is returned and
+        raised.
+      labels: the shape of `logits`, in [0, 1].
       k: the steepness K, above 0; a number, or an array that broadcasts against the loss. May be
-        traced, batched and differentiated.
-      alpha: the weight of positives, in [0, 1]; negatives get 1 - alpha. A number or an array that
-        broadcasts against the loss, such as one per class. None: both weigh 1.
-      where: booleans in the shape of `labels`; where False, the loss and every gradient are exactly
-        0, whatever stands there in `logits` and `labels`.
+        traced, batched and differentiated. A known multiple of 1/2 is fastest and the most exact.
+      alpha: the weight of positives; negatives get 1 - alpha.
+      where: True means included.
 
     Returns:
-      The loss of each element, not reduced, in the shape and dtype of `logits`; computed in at
-      least float32. At z = inf it is 0 with slope 0, at z = -inf it is inf with slope -1 in z, both
-      times the weight of `alpha`; NaN stays NaN.
-
-    Raises:
-      AssertionError: when a shape or dtype is not as above.
-      ValueError: when a k or alpha known at trace time is out of range.
+      The loss of each element, in the shape and dtype of `logits`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -122,9 +117,10 @@ def sigmoid_soft_truncation_loss(
     References:
       Su Jianlin, kexue.fm archives 4733 (2017).
     """
-    _checks.within("k", k, 0.0, open_low=True, open_high=True)
-    return _sigmoid_loss(
-        _modulation.soft_truncation, logits, labels, "k", k, alpha=alpha, where=where
+    logits, labels = arrays(logits, labels)
+    k = _checks.parameter("k", k, logits)
+    return _loss(
+        Partial(_linear, Partial(_losses.soft_truncation, k=k)), logits, labels, alpha, where
     )
 
 
@@ -149,26 +145,17 @@ def sigmoid_hard_threshold_loss(
     to [1 - m, m]; what was beyond is lost. At other m it says nothing of the probability.
 
     Args:
-      logits: floating point, any shape; the log-odds of the positive.
-      labels: exactly the shape of `logits`; probabilities in [0, 1], which is not checked, of
-        any real dtype. Class ids become ``jax.nn.one_hot(ids, num_classes)``, where an id of -1 is
-        background.
+      logits: as in `sigmoid_focal_loss`, like `labels`, `alpha`, `where` and what is returned and
+        raised.
+      labels: the shape of `logits`, in [0, 1].
       threshold: m, the probability of the true label above which an example no longer counts, in
         (0, 1); a number, or an array that broadcasts against the loss. May be traced and batched;
         its gradient is 0.
-      alpha: the weight of positives, in [0, 1]; negatives get 1 - alpha. A number or an array that
-        broadcasts against the loss, such as one per class. None: both weigh 1.
-      where: booleans in the shape of `labels`; where False, the loss and every gradient are exactly
-        0, whatever stands there in `logits` and `labels`.
+      alpha: the weight of positives; negatives get 1 - alpha.
+      where: True means included.
 
     Returns:
-      The loss of each element, not reduced, in the shape and dtype of `logits`; computed in at
-      least float32. At z = inf it is 0 with slope 0, at z = -inf it is inf with slope -1 in z, both
-      times the weight of `alpha`; NaN stays NaN.
-
-    Raises:
-      AssertionError: when a shape or dtype is not as above.
-      ValueError: when a threshold or alpha known at trace time is out of range.
+      The loss of each element, in the shape and dtype of `logits`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -180,44 +167,160 @@ def sigmoid_hard_threshold_loss(
     References:
       Su Jianlin, kexue.fm archives 4293 and 4733 (2017).
     """
-    _checks.within("threshold", threshold, 0.0, 1.0, open_low=True, open_high=True)
-    return _sigmoid_loss(
-        _modulation.hard_threshold,
+    logits, labels = arrays(logits, labels)
+    threshold = _checks.parameter("threshold", threshold, logits)
+    return _loss(
+        Partial(_linear, Partial(_losses.hard_threshold, threshold=threshold)),
         logits,
         labels,
-        "threshold",
-        threshold,
-        alpha=alpha,
-        where=where,
+        alpha,
+        where,
     )
 
 
-def _sigmoid_loss(
-    modulation: _modulation.Modulation,
+def sigmoid_margin_loss(
     logits: ArrayLike,
     labels: ArrayLike,
-    name: str,
-    value: ArrayLike,
+    loss: Callable[[jax.Array], jax.Array],
     *,
+    alpha: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""A loss of your own: any function of the margin, at the cost of those here.
+
+    .. math::
+        y L(x) + (1 - y) L(-x)
+
+    Args:
+      logits: as in `sigmoid_focal_loss`, like `labels`, `alpha`, `where` and what is returned and
+        raised.
+      labels: the shape of `logits`, in [0, 1].
+      loss: an elementwise function of the margin :math:`z`, an array in at least float32 and
+        finite: an infinite logit is the largest number. ``jax.nn.softplus(-z)`` is cross entropy.
+        What it closes over may be traced, batched and differentiated.
+      alpha: the weight of positives; negatives get 1 - alpha.
+      where: True means included.
+
+    Returns:
+      The loss of each element, in the shape and dtype of `logits`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import focaljax
+      >>> logits, labels = jnp.array([4.0, -1.0, 0.5]), jnp.array([1, 1, 0])
+      >>> squared_hinge = lambda z: jnp.maximum(0, 1 - z) ** 2
+      >>> print(focaljax.sigmoid_margin_loss(logits, labels, squared_hinge))
+      [0.   4.   2.25]
+    """
+    own = partial(_linear, lambda at: loss(at.z))
+    return _loss(own, *arrays(logits, labels), alpha, where)
+
+
+def sigmoid_margin(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
+    r"""The margin of independent yes-or-no labels, positive where the logit is right.
+
+    .. math::
+        z = (2y - 1)\, x
+
+    Then :math:`p_t = \sigma(z)` is the probability of the true label and
+    :math:`\mathrm{softplus}(-z)` its cross entropy.
+
+    Args:
+      logits: floating point, any shape; the log-odds of the positive.
+      labels: exactly the shape of `logits`; 0 or 1, of any integer, boolean or floating dtype.
+
+    Returns:
+      The margins, in the shape and dtype of `logits`.
+
+    Raises:
+      AssertionError: when a shape or dtype is not as above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import focaljax
+      >>> print(focaljax.sigmoid_margin(jnp.array([2.0, -3.0]), jnp.array([1, 1])))
+      [ 2. -3.]
+    """
+    logits, labels = arrays(logits, labels)
+    return logits * (2 * labels.astype(logits.dtype) - 1)
+
+
+def arrays(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """`logits` and `labels` as arrays, checked."""
+    logits, labels = _checks.array("logits", logits), _checks.array("labels", labels)
+    _checks.floating("logits", logits)
+    _checks.real("labels", labels)
+    _checks.same_shape(
+        "labels",
+        labels,
+        "logits",
+        logits,
+        "nothing is broadcast; class ids become jax.nn.one_hot(ids, num_classes), a missing last "
+        "axis labels[..., None]",
+    )
+    return logits, labels
+
+
+def _loss(
+    loss: Callable[[Margin, jax.Array], jax.Array],
+    logits: jax.Array,
+    labels: jax.Array,
     alpha: ArrayLike | None,
     where: ArrayLike | None,
 ) -> jax.Array:
-    logits, labels = _margin.sigmoid_arrays(logits, labels)
-    dtype = logits.dtype
-    # before the masks: a select among 16-bit or 8-bit numbers costs the TPU compiler its fusion
-    logits = logits.astype(_modulation.wide(dtype))
-    labels = labels.astype(logits.dtype)
     if where is not None:
         where = _checks.array("where", where)
         _checks.mask(where, "labels", labels)
-        # before the loss: a NaN or an infinity that is masked only afterwards has a NaN gradient
-        logits = jnp.where(where, logits, 0)
-        labels = jnp.where(where, labels, 0)
-    loss = _modulation.modulated_cross_entropy(modulation, logits, labels, name, value)
     if alpha is not None:
-        _checks.within("alpha", alpha, 0.0, 1.0)
-        alpha = _modulation.parameter("alpha", alpha, loss)
-        loss = loss * (alpha * labels + (1 - alpha) * (1 - labels))
+        _checks.within("alpha", alpha, 0.0, 1.0, advice=": for no weights give alpha=None")
+        alpha = _checks.beside("alpha", alpha, logits)
+    compute = _compiled if isinstance(loss, Partial) else _compute
+    return compute(loss, logits, labels, alpha, where)
+
+
+def _compute(
+    loss: Callable[[Margin, jax.Array], jax.Array],
+    logits: jax.Array,
+    labels: jax.Array,
+    alpha: jax.Array | None,
+    where: jax.Array | None,
+) -> jax.Array:
+    dtype = logits.dtype
+    # before the masks: a select among 16-bit or 8-bit numbers costs the TPU compiler its fusion
+    logits = logits.astype(wide(dtype))
+    labels = labels.astype(logits.dtype)
     if where is not None:
-        loss = jnp.where(where, loss, 0)
-    return loss.astype(dtype)
+        # before the loss: a NaN or an infinity that is masked only afterwards has a NaN gradient
+        logits = jnp.where(where, logits, 0.0)
+        labels = jnp.where(where, labels, 0.0)
+    labels = jnp.where(jnp.abs(labels - 0.5) <= 0.5, labels, jnp.nan)
+
+    def weighted(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        value = loss(margin_at(logits), labels)
+        return value if alpha is None else value * (alpha * labels + (1 - alpha) * (1 - labels))
+
+    value = one_visit(weighted, logits, labels)
+    if where is not None:
+        value = jnp.where(where, value, 0.0)
+    return value.astype(dtype)
+
+
+# Compiled also when the caller does not: eager code then runs one program in place of many.
+_compiled = jax.jit(_compute, inline=True)
+
+
+def _linear(line: Callable[[Margin], jax.Array], at: Margin, labels: jax.Array) -> jax.Array:
+    return labels * line(at) + (1 - labels) * line(-at)
+
+
+def _of_expected(at: Margin, labels: jax.Array, gamma: float | jax.Array) -> jax.Array:
+    return _losses.focal(_expected_margin(at, labels), gamma)
+
+
+def _expected_margin(at: Margin, labels: jax.Array) -> Margin:
+    """Its mean under the label, so that what is made of it is as torchvision's of a soft label."""
+    z, p, q, log_p, _ = (
+        labels * of_positive + (1 - labels) * of_negative
+        for of_positive, of_negative in zip(at, -at, strict=True)
+    )
+    return Margin(z, p, q, log_p, log_q=log(q))

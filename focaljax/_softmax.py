@@ -5,11 +5,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.custom_derivatives import SymbolicZero
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from focaljax import _checks, _margin, _modulation
+from focaljax import _checks, _losses
+from focaljax._classes import expected, is_class, log_odds, log_odds_of_classes, of_class
+from focaljax._pointwise import Margin, margin_at, one_visit, wide
 
 
 def softmax_focal_loss(
@@ -42,7 +43,8 @@ def softmax_focal_loss(
         one-hot, smoothed or mixed labels, at least 0, which is not checked. The loss is linear in
         them: :math:`\sum_c y_c L(z_c)`.
       gamma: the focusing parameter, at least 0; a number, or an array that broadcasts against the
-        loss. May be traced, batched and differentiated. Above 15 the float32 error passes 2e-6.
+        loss. May be traced, batched and differentiated. A known
+        multiple of 1/2 is fastest and the most exact.
       alpha: one weight per class, at least 0, shape (C,): of the true class, or in a distribution
         of each; see `class_balanced_weights`. None: all weigh 1.
       axis: the axis of the classes; 1 for images as NCHW.
@@ -72,16 +74,10 @@ def softmax_focal_loss(
       Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, equation 4, with the softmax in
       place of the sigmoid.
     """
-    _checks.within("gamma", gamma, 0.0, open_high=True)
-    return _softmax_loss(
-        _modulation.focal,
-        logits,
-        labels,
-        "gamma",
-        gamma,
-        alpha=alpha,
-        axis=axis,
-        where=where,
+    logits, labels, axis = arrays(logits, labels, axis)
+    gamma = _checks.parameter("gamma", gamma, logits, axis)
+    return _loss(
+        Partial(_of_margin, Partial(_losses.focal, gamma=gamma)), logits, labels, alpha, axis, where
     )
 
 
@@ -106,31 +102,17 @@ def softmax_soft_truncation_loss(
     Trained with it, the softmax is not the probability of the classes: `softmax_posterior` is.
 
     Args:
-      logits: floating point, at least one axis; any number of classes along `axis`. -inf is a class
-        that cannot be.
-      labels: class ids, integers in the shape of `logits` without `axis`; or, told apart by their
-        rank, distributions over the classes in the shape of `logits`, of any real dtype, such as
-        one-hot, smoothed or mixed labels, at least 0, which is not checked. The loss is linear in
-        them: :math:`\sum_c y_c L(z_c)`.
+      logits: as in `softmax_focal_loss`, like `labels`, `alpha`, `axis`, `where` and what is
+        returned and raised.
+      labels: class ids, or distributions over the classes.
       k: the steepness K, above 0; a number, or an array that broadcasts against the loss. May be
         traced, batched and differentiated.
-      alpha: one weight per class, at least 0, shape (C,): of the true class, or in a distribution
-        of each; see `class_balanced_weights`. None: all weigh 1.
-      axis: the axis of the classes; 1 for images as NCHW.
-      where: booleans; where False, the loss and every gradient are exactly 0, whatever stands there
-        in `logits` and `labels`. In the shape of the loss it masks examples, such as pixels with an
-        id to ignore (``where=labels != 255``; give the same to `reduce_mean`). In the shape of
-        `logits` it masks classes, which then are not there: no probability is theirs, an id that
-        names one gives NaN, the mass that a distribution gives one is dropped. Where all classes of
-        an example are masked, so is the example.
+      alpha: one weight per class.
+      axis: the axis of the classes.
+      where: True means included; masks examples, or classes.
 
     Returns:
-      The loss of each example, not reduced, in the shape of `logits` without `axis` and its dtype;
-      computed in at least float32. NaN, with a NaN gradient, for an id outside [0, C).
-
-    Raises:
-      AssertionError: when a shape or dtype is not as above.
-      ValueError: when `axis`, or a k or alpha known at trace time, is out of range.
+      The loss of each example, in the shape of `logits` without `axis` and its dtype.
 
     Example:
       >>> import jax.numpy as jnp
@@ -142,16 +124,15 @@ def softmax_soft_truncation_loss(
     References:
       Su Jianlin, kexue.fm archives 4733 (2017), for two classes.
     """
-    _checks.within("k", k, 0.0, open_low=True, open_high=True)
-    return _softmax_loss(
-        _modulation.soft_truncation,
+    logits, labels, axis = arrays(logits, labels, axis)
+    k = _checks.parameter("k", k, logits, axis)
+    return _loss(
+        Partial(_of_margin, Partial(_losses.soft_truncation, k=k)),
         logits,
         labels,
-        "k",
-        k,
-        alpha=alpha,
-        axis=axis,
-        where=where,
+        alpha,
+        axis,
+        where,
     )
 
 
@@ -174,32 +155,18 @@ def softmax_hard_threshold_loss(
     Trained with it, what the probability of a class has above the threshold is lost.
 
     Args:
-      logits: floating point, at least one axis; any number of classes along `axis`. -inf is a class
-        that cannot be.
-      labels: class ids, integers in the shape of `logits` without `axis`; or, told apart by their
-        rank, distributions over the classes in the shape of `logits`, of any real dtype, such as
-        one-hot, smoothed or mixed labels, at least 0, which is not checked. The loss is linear in
-        them: :math:`\sum_c y_c L(z_c)`.
+      logits: as in `softmax_focal_loss`, like `labels`, `alpha`, `axis`, `where` and what is
+        returned and raised.
+      labels: class ids, or distributions over the classes.
       threshold: m, the probability of the true class above which an example no longer counts, in
         (0, 1); a number, or an array that broadcasts against the loss. May be traced and batched;
         its gradient is 0.
-      alpha: one weight per class, at least 0, shape (C,): of the true class, or in a distribution
-        of each; see `class_balanced_weights`. None: all weigh 1.
-      axis: the axis of the classes; 1 for images as NCHW.
-      where: booleans; where False, the loss and every gradient are exactly 0, whatever stands there
-        in `logits` and `labels`. In the shape of the loss it masks examples, such as pixels with an
-        id to ignore (``where=labels != 255``; give the same to `reduce_mean`). In the shape of
-        `logits` it masks classes, which then are not there: no probability is theirs, an id that
-        names one gives NaN, the mass that a distribution gives one is dropped. Where all classes of
-        an example are masked, so is the example.
+      alpha: one weight per class.
+      axis: the axis of the classes.
+      where: True means included; masks examples, or classes.
 
     Returns:
-      The loss of each example, not reduced, in the shape of `logits` without `axis` and its dtype;
-      computed in at least float32. NaN, with a NaN gradient, for an id outside [0, C).
-
-    Raises:
-      AssertionError: when a shape or dtype is not as above.
-      ValueError: when `axis`, or a threshold or alpha known at trace time, is out of range.
+      The loss of each example, in the shape of `logits` without `axis` and its dtype.
 
     Example:
       >>> import jax.numpy as jnp
@@ -211,16 +178,10 @@ def softmax_hard_threshold_loss(
     References:
       Su Jianlin, kexue.fm archives 4293 and 4733 (2017).
     """
-    _checks.within("threshold", threshold, 0.0, 1.0, open_low=True, open_high=True)
-    return _softmax_loss(
-        _modulation.hard_threshold,
-        logits,
-        labels,
-        "threshold",
-        threshold,
-        alpha=alpha,
-        axis=axis,
-        where=where,
+    logits, labels, axis = arrays(logits, labels, axis)
+    threshold = _checks.parameter("threshold", threshold, logits, axis)
+    return _loss(
+        lambda at: _losses.hard_threshold(at, threshold), logits, labels, alpha, axis, where
     )
 
 
@@ -245,32 +206,18 @@ def su_softmax_soft_truncation_loss(
       classes both are the same at the same K.
 
     Args:
-      logits: floating point, at least one axis; any number of classes along `axis`. -inf is a class
-        that cannot be.
-      labels: class ids, integers in the shape of `logits` without `axis`; or, told apart by their
-        rank, distributions over the classes in the shape of `logits`, of any real dtype, such as
-        one-hot, smoothed or mixed labels, at least 0, which is not checked. The loss is linear in
-        them: :math:`\sum_c y_c L(z_c)`.
+      logits: as in `softmax_focal_loss`, like `labels`, `alpha`, `axis`, `where` and what is
+        returned and raised.
+      labels: class ids, or distributions over the classes.
       k: K, above 0; a number, or an array that broadcasts against the loss. May be traced, batched
         and differentiated. The product K x is rounded, so only for a power of two is the result
         as exact as that of the other losses.
-      alpha: one weight per class, at least 0, shape (C,): of the true class, or in a distribution
-        of each; see `class_balanced_weights`. None: all weigh 1.
-      axis: the axis of the classes; 1 for images as NCHW.
-      where: booleans; where False, the loss and every gradient are exactly 0, whatever stands there
-        in `logits` and `labels`. In the shape of the loss it masks examples, such as pixels with an
-        id to ignore (``where=labels != 255``; give the same to `reduce_mean`). In the shape of
-        `logits` it masks classes, which then are not there: no probability is theirs, an id that
-        names one gives NaN, the mass that a distribution gives one is dropped. Where all classes of
-        an example are masked, so is the example.
+      alpha: one weight per class.
+      axis: the axis of the classes.
+      where: True means included; masks examples, or classes.
 
     Returns:
-      The loss of each example, not reduced, in the shape of `logits` without `axis` and its dtype;
-      computed in at least float32. NaN, with a NaN gradient, for an id outside [0, C).
-
-    Raises:
-      AssertionError: when a shape or dtype is not as above.
-      ValueError: when `axis`, or a k or alpha known at trace time, is out of range.
+      The loss of each example, in the shape of `logits` without `axis` and its dtype.
 
     Example:
       >>> import jax.numpy as jnp
@@ -282,265 +229,214 @@ def su_softmax_soft_truncation_loss(
     References:
       Su Jianlin, kexue.fm archives 4733 (2017).
     """
-    _checks.within("k", k, 0.0, open_low=True, open_high=True)
-    return _softmax_loss(
-        _modulation.literal, logits, labels, "k", k, alpha=alpha, axis=axis, where=where
-    )
+    logits, labels, axis = arrays(logits, labels, axis)
+    k = _checks.parameter("k", k, logits, axis)
+    return _loss(Partial(_literal, k), logits, labels, alpha, axis, where)
 
 
-def _softmax_loss(
-    modulation: _modulation.Modulation,
+def softmax_margin_loss(
     logits: ArrayLike,
     labels: ArrayLike,
-    name: str,
-    value: ArrayLike,
+    loss: Callable[[jax.Array], jax.Array],
     *,
+    alpha: ArrayLike | None = None,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""A loss of your own: any function of the margin, at the cost of those here.
+
+    .. math::
+        L(z_t) \quad\text{or}\quad \sum_c y_c L(z_c), \qquad
+        z_c = x_c - \log \sum_{j \ne c} e^{x_j}
+
+    Args:
+      logits: as in `softmax_focal_loss`, like `labels`, `alpha`, `axis`, `where` and what is
+        returned and raised.
+      labels: class ids, or distributions over the classes.
+      loss: an elementwise function of the margin :math:`z`, an array in at least float32 and
+        finite: an infinite margin is the largest number. `softplus` ``(-z)`` is cross entropy. What
+        it closes over may be traced, batched and differentiated, and an array must broadcast
+        against the margins of one class as against those of all. Of a distribution z is at most 87
+        in float32, 708 in float64.
+      alpha: one weight per class.
+      axis: the axis of the classes.
+      where: True means included; masks examples, or classes.
+
+    Returns:
+      The loss of each example, in the shape of `logits` without `axis` and its dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import focaljax
+      >>> logits = jnp.array([[4.0, 0.0, -1.0], [0.5, 1.0, 2.0]])
+      >>> squared_hinge = lambda z: jnp.maximum(0, 1 - z) ** 2
+      >>> print(focaljax.softmax_margin_loss(logits, jnp.array([0, 0]), squared_hinge))
+      [0.    7.924]
+    """
+    logits, labels, axis = arrays(logits, labels, axis)
+
+    def line(at: Margin) -> jax.Array:
+        return loss(at.z)
+
+    return _loss(partial(_of_margin, line), logits, labels, alpha, axis, where)
+
+
+def softmax_margin(logits: ArrayLike, labels: ArrayLike, *, axis: int = -1) -> jax.Array:
+    r"""The margin of the true class against all others together.
+
+    .. math::
+        z = x_t - \log \sum_{j \ne t} e^{x_j}
+
+    Then :math:`p_t = \mathrm{softmax}(x)_t = \sigma(z)` is the probability of the true class and
+    :math:`\mathrm{softplus}(-z)` its cross entropy. It is positive where :math:`p_t > 1/2`, which
+    with more than two classes is more than being the highest. Classes to leave out get -inf logits.
+
+    Args:
+      logits: floating point, at least one axis; any number of classes along `axis`.
+      labels: class ids, integers in the shape of `logits` without `axis`; or distributions over the
+        classes, of any real dtype in the shape of `logits`, for which this is
+        :math:`\sum_c y_c z_c`: of a one-hot label, the margin of its class.
+      axis: the axis of the classes.
+
+    Returns:
+      The margins, in the shape of `logits` without `axis` and its dtype; computed in at least
+      float32. NaN for an id outside [0, C).
+
+    Raises:
+      AssertionError: when a shape or dtype is not as above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import focaljax
+      >>> print(focaljax.softmax_margin(jnp.array([[2.0, 0.0, 0.0]]), jnp.array([0])))
+      [1.307]
+    """
+    logits, labels, axis = arrays(logits, labels, axis)
+    if _are_ids(labels):
+        z = log_odds(logits, labels, axis)
+    else:
+        z = log_odds_of_classes(logits, axis)
+        labels = labels.astype(z.dtype)
+        z = jnp.sum(labels * jnp.where(labels == 0, 0.0, z), axis, keepdims=True)
+    return jnp.squeeze(z, axis).astype(logits.dtype)
+
+
+def arrays(logits: ArrayLike, labels: ArrayLike, axis: int) -> tuple[jax.Array, jax.Array, int]:
+    """`logits`, `labels` and the axis counted from 0, checked.
+
+    Class ids come as signed integers with `axis` of size 1, distributions as floats.
+    """
+    logits, labels = _checks.array("logits", logits), _checks.array("labels", labels)
+    _checks.floating("logits", logits)
+    _checks.axis(axis, logits)
+    axis = axis % logits.ndim
+    if labels.ndim == logits.ndim:
+        _checks.real("labels", labels)
+        _checks.same_shape(
+            "labels",
+            labels,
+            "logits",
+            logits,
+            "labels of the same rank are distributions, as of jax.nn.one_hot(ids, num_classes, "
+            "axis=axis); class ids have one axis less, as labels[..., 0] has",
+        )
+        is_float = jnp.issubdtype(labels.dtype, jnp.floating)
+        return logits, labels if is_float else labels.astype(wide(logits.dtype)), axis
+    _checks.class_ids(labels, logits, axis)
+    # large unsigned ones become negative, which are no class either
+    ids = labels.astype(jnp.int64 if labels.dtype.itemsize == 8 else jnp.int32)
+    return logits, jnp.expand_dims(ids, axis), axis
+
+
+def _are_ids(labels: jax.Array) -> bool:
+    return jnp.issubdtype(labels.dtype, jnp.integer)
+
+
+_Loss = Callable[[jax.Array, jax.Array, jax.Array, int], jax.Array]  # logits, labels, weights, axis
+
+
+def _loss(
+    loss: _Loss,
+    logits: jax.Array,
+    labels: jax.Array,
     alpha: ArrayLike | None,
     axis: int,
     where: ArrayLike | None,
 ) -> jax.Array:
-    logits, labels = _margin.softmax_arrays(logits, labels, axis)
-    axis = axis % logits.ndim
-    dtype = _modulation.wide(logits.dtype)
-    example = jax.ShapeDtypeStruct(logits.shape[:axis] + logits.shape[axis + 1 :], dtype)
+    if where is not None:
+        where = _checks.array("where", where)
+        of_classes = where.ndim == logits.ndim
+        masked = logits if of_classes else _checks.loss_of(logits, axis)
+        _checks.mask(where, "logits" if of_classes else "the loss", masked)
     if alpha is not None:
-        _checks.within("alpha", alpha, 0.0, open_high=True)
-        alpha = _margin.along_classes("alpha", alpha, logits, axis)
-    loss: jax.Array = _loss(
-        modulation,
-        _modulation.small_whole_number(name, value),
-        axis,
-        logits,
-        labels if labels.ndim < logits.ndim else labels.astype(dtype),
-        _modulation.parameter(name, value, example),
-        alpha,
-        *_masks(where, logits, example, axis),
-    )
-    return loss
+        _checks.within(
+            "alpha", alpha, 0.0, open_high=True, advice=": for no weights give alpha=None"
+        )
+        alpha = _checks.along_classes("alpha", alpha, logits, axis)
+    compute = _compiled if isinstance(loss, Partial) else _compute
+    return compute(loss, logits, labels, alpha, axis, where)
 
 
-# Compiled also when the caller does not: there is too much of it to be run piece by piece.
-@partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
-def _loss(
-    modulation: _modulation.Modulation,
-    power: int | None,
-    axis: int,
+def _compute(
+    loss: _Loss,
     logits: jax.Array,
     labels: jax.Array,
-    parameter: jax.Array,
-    weights: jax.Array | None,
-    classes: jax.Array | None,
-    examples: jax.Array | None,
+    alpha: jax.Array | None,
+    axis: int,
+    where: jax.Array | None,
 ) -> jax.Array:
-    dtype = _modulation.wide(logits.dtype)
-    one_class = labels.ndim < logits.ndim  # and not a distribution
+    dtype = logits.dtype
+    examples = None
+    if where is not None:
+        examples = jnp.expand_dims(where, axis) if where.ndim < logits.ndim else None
+        if examples is None:
+            logits = jnp.where(where, logits, -jnp.inf)
+            if _are_ids(labels):
+                is_there = jnp.any(where & is_class(logits, labels, axis), axis, keepdims=True)
+                labels = jnp.where(is_there, labels, -1)
+            else:
+                labels = jnp.where(where, labels, 0)
+            examples = jnp.any(where, axis, keepdims=True)
+        # before the loss: a NaN or an infinity that is masked only afterwards has a NaN gradient
+        logits = jnp.where(examples, logits, 0.0)
+        labels = jnp.where(examples, labels, 0)
+    weights = jnp.ones((), wide(dtype)) if alpha is None else alpha
+    if alpha is not None and _are_ids(labels):
+        weights = of_class(alpha, logits, labels, axis)
+    value = loss(logits, labels, weights, axis)
     if examples is not None:
-        kept = possible = jnp.expand_dims(examples, axis)
-        if classes is not None:
-            kept, possible = classes, classes | ~possible
-        labels = jnp.where(examples if one_class else kept, labels, 0)
-        if classes is not None and one_class:
-            named = _margin.is_class(logits, labels, axis) & possible
-            labels = jnp.where(jnp.any(named, axis), labels, -1)
+        value = jnp.where(examples, value, 0.0)
+    return jnp.squeeze(value, axis).astype(dtype)
 
-    def views(logits: jax.Array) -> tuple[jax.Array, ...]:
-        """The logits that the margins are taken in: they, and for the literal form -K x before."""
-        logits = logits.astype(dtype)
-        if examples is not None:
-            # before the loss: a NaN or an infinity masked only afterwards has a NaN gradient
-            logits = jnp.where(kept, logits, 0)
-        seen: tuple[jax.Array, ...] = (logits,)
-        if modulation is _modulation.literal:
-            absent = logits == -jnp.inf
-            seen = jnp.where(absent, logits, -_beside(parameter, axis) * logits), logits
-        if classes is not None:
-            seen = tuple(jnp.where(possible, view, -jnp.inf) for view in seen)
-        return seen
 
-    cost = partial(_cost, modulation, power)
-    seen = views(logits)
-    if one_class:
-        exact = dtype == logits.dtype
-        margins = [_margin.margin_of(view, labels, axis, exact) for view in seen]
-        at = tuple(margin.value for margin in margins)
-        rests: tuple[jax.Array | None, ...] = tuple(margin.rest for margin in margins)
-        if modulation is not _modulation.literal:
-            at, rests = (parameter, *at), (None, *rests)
-        loss = _modulation.refined(cost, at, rests)
-        if weights is not None:
-            hit = _margin.is_class(logits, labels, axis)
-            loss = _of_mass(jnp.sum(jnp.where(hit, weights, 0), axis), loss, at[-1])
+# Compiled also when the caller does not: eager code then runs one program in place of many.
+_compiled = jax.jit(_compute, static_argnames=("axis",), inline=True)
+
+
+def _of_margin(
+    line: Callable[[Margin], jax.Array],
+    logits: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    axis: int,
+) -> jax.Array:
+    if not _are_ids(labels):
+        return expected(line, logits, labels, weights, axis)
+    z = log_odds(logits, labels, axis)
+    return one_visit(lambda z, weights: line(margin_at(z)) * weights, z, weights)
+
+
+def _literal(
+    k: float | jax.Array, logits: jax.Array, labels: jax.Array, weights: jax.Array, axis: int
+) -> jax.Array:
+    """Su's: softmax(-K x) times the cross entropy of the class."""
+    logits = logits.astype(weights.dtype)
+    negated = jnp.where(logits == -jnp.inf, logits, -k * logits)
+    if _are_ids(labels):
+        z, negated_z = (log_odds(x, labels, axis) for x in (logits, negated))
     else:
-        if weights is not None:
-            # where no mass is weighed, a weight has no slope, whatever the class would cost
-            weights = jnp.where(labels == 0, lax.stop_gradient(weights), weights)
-        mass = labels if weights is None else labels * weights
-        if modulation is _modulation.literal:
-            at = tuple(_margin.margins_of(v, _margin.leading_of(v, axis), axis) for v in seen)
-            loss = jnp.sum(_of_mass(mass, cost(*at), at[1]), axis)
-        else:
-            # Given the logits once more, as if they were others, compilers compute what the slope
-            # needs of a class in the visit that needs it, where they would write it out before.
-            copy = lax.optimization_barrier(logits)
-            copies = *views(copy), *views(lax.optimization_barrier(copy))
-            loss = _expected(cost, axis, *seen, copies, mass, parameter)
-    if examples is not None:
-        loss = jnp.where(examples, loss, 0)
-    return loss.astype(logits.dtype)
-
-
-_Cost = Callable[[jax.Array, jax.Array], jax.Array]  # from parameter and margin
-_Arguments = tuple[jax.Array, tuple[jax.Array, jax.Array], jax.Array, jax.Array]
-
-
-def _cost(
-    modulation: _modulation.Modulation, power: int | None, parameter: jax.Array, margin: jax.Array
-) -> jax.Array:
-    if parameter.ndim:
-        parameter = jnp.broadcast_to(parameter, margin.shape)
-    return _modulation.weighted_cross_entropy(
-        modulation, power, margin, jnp.ones_like(margin), parameter
-    )
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _expected(
-    cost: _Cost,
-    axis: int,
-    logits: jax.Array,
-    copies: tuple[jax.Array, jax.Array],
-    mass: jax.Array,
-    parameter: jax.Array,
-) -> jax.Array:
-    """The costs of the classes times their `mass`, summed. The `copies` are for the slope."""
-    return _margin.sums(_terms(cost, axis, logits, copies[0], mass, parameter), axis)[0]
-
-
-@partial(_expected.defjvp, symbolic_zeros=True)
-def _expected_jvp(
-    cost: _Cost, axis: int, primals: _Arguments, tangents: _Arguments
-) -> tuple[jax.Array, jax.Array]:
-    logits, copies, mass, parameter = primals
-    logits_move, _, mass_move, parameter_move = tangents
-    moves = []
-    if isinstance(logits_move, SymbolicZero):
-        loss = _expected(cost, axis, *primals)
-    else:
-        loss, gradient = _with_gradient(cost, axis, *primals)
-        moves.append(gradient * logits_move)
-    leading = _margin.leading_of(logits, axis)
-    if not isinstance(mass_move, SymbolicZero):
-        moves.append(_at_classes(cost, axis, copies[1], leading, parameter) * mass_move)
-    if not isinstance(parameter_move, SymbolicZero):
-        by_parameter = partial(_modulation.slope, cost, 0)
-        slopes = mass * _at_classes(by_parameter, axis, copies[1], leading, parameter)
-        moves.append(slopes * _beside(parameter_move, axis))
-    return loss, jnp.sum(sum(moves[1:], moves[0]), axis)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _with_gradient(
-    cost: _Cost,
-    axis: int,
-    logits: jax.Array,
-    copies: tuple[jax.Array, jax.Array],
-    mass: jax.Array,
-    parameter: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """`_expected` and its slope in the logits, whose sums are of the same visit."""
-    loss, *sums = _margin.sums(_terms(cost, axis, logits, copies[0], mass, parameter), axis)
-    return loss, _pulled(cost, axis, logits, copies[1], mass, parameter, sums)
-
-
-@_with_gradient.defjvp
-def _with_gradient_jvp(
-    cost: _Cost, axis: int, primals: _Arguments, tangents: _Arguments
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    def loss(logits: jax.Array, mass: jax.Array, parameter: jax.Array) -> jax.Array:
-        return _expected(cost, axis, logits, (logits, logits), mass, parameter)
-
-    def gradient(logits: jax.Array, mass: jax.Array, parameter: jax.Array) -> jax.Array:
-        _, *terms = _terms(cost, axis, logits, logits, mass, parameter)
-        sums = [jnp.sum(term, axis) for term in terms]
-        return _pulled(cost, axis, logits, logits, mass, parameter, sums)
-
-    at, moves = ((logits, *rest) for logits, _, *rest in (primals, tangents))
-    slopes = jax.jvp(loss, at, moves)[1], jax.jvp(gradient, at, moves)[1]
-    return _with_gradient(cost, axis, *primals), slopes
-
-
-def _pulled(
-    cost: _Cost,
-    axis: int,
-    logits: jax.Array,
-    copy: jax.Array,
-    mass: jax.Array,
-    parameter: jax.Array,
-    sums: list[jax.Array],
-) -> jax.Array:
-    leading = _margin.leading_of(logits, axis)
-    slope = partial(_modulation.slope, cost, 1)
-    total, leading_mass = sums
-    slopes = mass * _at_classes(slope, axis, copy, leading, parameter)
-    leading_slope = leading_mass * _at_leading(slope, leading, parameter)
-    return _margin.pull(slopes, total, leading_slope, copy, leading, axis)
-
-
-def _terms(
-    cost: _Cost,
-    axis: int,
-    logits: jax.Array,
-    copy: jax.Array,
-    mass: jax.Array,
-    parameter: jax.Array,
-) -> list[jax.Array]:
-    """What `_expected` sums over the classes."""
-    leading = _margin.leading_of(logits, axis)
-    costs = _at_classes(cost, axis, logits, leading, parameter)
-    slope = partial(_modulation.slope, cost, 1)
-    slopes = mass * _at_classes(slope, axis, copy, leading, parameter)
-    return [
-        _of_mass(mass, costs, logits),
-        *_margin.pull_terms(slopes, mass, copy, leading, axis),
-    ]
-
-
-def _at_classes(
-    function: _Cost, axis: int, logits: jax.Array, leading: _margin.Leading, parameter: jax.Array
-) -> jax.Array:
-    """A function of the margin at every class."""
-    below = function(_beside(parameter, axis), _margin.margins_below(logits, leading, axis))
-    at_leading = jnp.expand_dims(_at_leading(function, leading, parameter), axis)
-    return jnp.where(_margin.is_class(logits, leading.ids, axis), at_leading, below)
-
-
-def _at_leading(function: _Cost, leading: _margin.Leading, parameter: jax.Array) -> jax.Array:
-    """The same at the leading class, where it may be near 0 and so must be refined."""
-    margin = leading.margin
-    return _modulation.refined(function, (parameter, margin.value), (None, margin.rest))
-
-
-def _of_mass(mass: jax.Array, costs: jax.Array, logits: jax.Array) -> jax.Array:
-    """The costs times their mass."""
-    # a class that cannot be costs nothing where it has no mass
-    nothing = (mass == 0) & (jnp.isinf(costs) | (logits == -jnp.inf))
-    return mass * jnp.where(nothing, 0, costs)
-
-
-def _beside(parameter: jax.Array, axis: int) -> jax.Array:
-    """A parameter of the examples beside their logits."""
-    return jnp.expand_dims(parameter, axis) if parameter.ndim else parameter
-
-
-def _masks(
-    where: ArrayLike | None, logits: jax.Array, example: jax.ShapeDtypeStruct, axis: int
-) -> tuple[jax.Array | None, jax.Array | None]:
-    """`where` as a mask of classes, or None, and a mask of examples, or None."""
-    if where is None:
-        return None, None
-    where = _checks.array("where", where)
-    if where.ndim == logits.ndim:
-        _checks.mask(where, "logits", logits)
-        return where, jnp.any(where, axis)
-    _checks.mask(where, "the loss", example)
-    return None, where
+        z, negated_z = (log_odds_of_classes(x, axis) for x in (logits, negated))
+        weights = labels.astype(weights.dtype) * weights
+    weights = weights * margin_at(negated_z).p
+    value = one_visit(lambda z, weights: -margin_at(z).log_p * weights, z, weights)
+    return jnp.sum(value, axis, keepdims=True)

@@ -1,0 +1,173 @@
+"""The losses, a line of the margin each, and what they weigh cross entropy by.
+
+A line takes a `Margin` and the loss's own parameter: a Python float where that is a known multiple
+of one half, whose powers are products and a root, and otherwise an array.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from focaljax import _checks
+from focaljax._pointwise import Margin, margin_at, sqrt, wide
+
+
+def focal(at: Margin, gamma: float | jax.Array) -> jax.Array:
+    return -focal_weight(at, gamma) * at.log_p
+
+
+def soft_truncation(at: Margin, k: float | jax.Array) -> jax.Array:
+    return -soft_truncation_weight(at, k) * at.log_p
+
+
+def hard_threshold(at: Margin, threshold: float | jax.Array) -> jax.Array:
+    return jnp.where(at.p > threshold, 0.0, -at.log_p)
+
+
+def focal_weight(at: Margin, gamma: float | jax.Array) -> jax.Array:
+    """The modulating factor (1 - p)^gamma."""
+    return _power(at.q, gamma) if isinstance(gamma, float) else jnp.exp(gamma * at.log_q)
+
+
+def soft_truncation_weight(at: Margin, k: float | jax.Array) -> jax.Array:
+    """The modulating factor sigmoid(-k z)."""
+    weight: jax.Array
+    _, weight = _sigmoids(k, at, None) if isinstance(k, float) else _sigmoids(None, at, k)
+    return weight
+
+
+def hard_threshold_weight(at: Margin, threshold: float | jax.Array) -> jax.Array:
+    """1 where p <= threshold, 0 above, NaN at NaN."""
+    return jnp.where(at.p > threshold, 0.0, jnp.where(at.p <= threshold, 1.0, at.p))
+
+
+def _power(base: jax.Array, exponent: float) -> jax.Array:
+    whole, half = divmod(exponent, 1)
+    power = lax.integer_pow(base, int(whole))
+    return power * sqrt(base) if half else power
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.jit, static_argnums=(0,))
+def _sigmoids(power: float | None, at: Margin, k: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """sigmoid(k z) and sigmoid(-k z), with k as the power where it is a float."""
+    if power is not None:
+        p, q = _power(at.p, power), _power(at.q, power)
+        scale = 1 / (p + q)
+        return p * scale, q * scale
+    assert k is not None
+    exp_size = jnp.exp(-k * jnp.abs(at.z))
+    likely = 1 / (1 + exp_size)
+    unlikely = exp_size * likely
+    positive = at.z >= 0
+    return jnp.where(positive, likely, unlikely), jnp.where(positive, unlikely, likely)
+
+
+@_sigmoids.defjvp
+def _sigmoids_jvp(
+    power: float | None,
+    primals: tuple[Margin, Any],
+    tangents: tuple[Margin, Any],
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    (at, k), (by, by_k) = primals, tangents
+    p, q = _sigmoids(power, *primals)
+    slope = p * q * (k * by.z + at.z * by_k if power is None else power * by.z)
+    return (p, q), (slope, -slope)
+
+
+def focal_modulation(margin: ArrayLike, *, gamma: ArrayLike) -> jax.Array:
+    r"""The weight of focal loss, :math:`\sigma(-z)^\gamma`, also called the modulating factor.
+
+    Args:
+      margin: floating point, any shape; see `sigmoid_margin`.
+      gamma: at least 0; a number, or an array that broadcasts against the margin.
+
+    Returns:
+      Weights in [0, 1], in the shape and dtype of `margin`; computed in at least float32.
+
+    Raises:
+      AssertionError: when a shape or dtype is not as above.
+      ValueError: when a gamma known at trace time is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import focaljax
+      >>> print(focaljax.focal_modulation(jnp.array([-1.0, 0.0, 1.0]), gamma=2.0))
+      [0.534 0.25  0.072]
+
+    References:
+      Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, equation 4.
+    """
+    return _weight(focal_weight, margin, "gamma", gamma)
+
+
+def soft_truncation_modulation(margin: ArrayLike, *, k: ArrayLike) -> jax.Array:
+    r"""The weight of soft truncation, :math:`\sigma(-K z)`.
+
+    Args:
+      margin: floating point, any shape; see `sigmoid_margin`.
+      k: above 0; a number, or an array that broadcasts against the margin.
+
+    Returns:
+      Weights in [0, 1], in the shape and dtype of `margin`; computed in at least float32.
+
+    Raises:
+      AssertionError: when a shape or dtype is not as above.
+      ValueError: when a k known at trace time is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import focaljax
+      >>> print(focaljax.soft_truncation_modulation(jnp.array([-1.0, 0.0, 1.0]), k=2.0))
+      [0.881 0.5   0.119]
+
+    References:
+      Su Jianlin, kexue.fm archives 4733 (2017).
+    """
+    return _weight(soft_truncation_weight, margin, "k", k)
+
+
+def hard_threshold_modulation(margin: ArrayLike, *, threshold: ArrayLike) -> jax.Array:
+    r"""The weight of the hard threshold: 1 where :math:`\sigma(z) \le m`, else 0.
+
+    Args:
+      margin: floating point, any shape; see `sigmoid_margin`.
+      threshold: m, in (0, 1); a number, or an array that broadcasts against the margin.
+
+    Returns:
+      Weights 0 or 1, in the shape and dtype of `margin`; NaN where the margin is. The gradient
+      is 0.
+
+    Raises:
+      AssertionError: when a shape or dtype is not as above.
+      ValueError: when a threshold known at trace time is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import focaljax
+      >>> margin = jnp.array([-1.0, 0.0, 1.0])
+      >>> print(focaljax.hard_threshold_modulation(margin, threshold=0.5))
+      [1. 1. 0.]
+
+    References:
+      Su Jianlin, kexue.fm archives 4293 (2017).
+    """
+    return _weight(hard_threshold_weight, margin, "threshold", threshold)
+
+
+def _weight(
+    weight: Callable[[Margin, float | jax.Array], jax.Array],
+    margin: ArrayLike,
+    name: str,
+    value: ArrayLike,
+) -> jax.Array:
+    margin = _checks.array("margin", margin)
+    _checks.floating("margin", margin)
+    z = margin.astype(wide(margin.dtype))
+    parameter = _checks.parameter(name, value, z)
+    return weight(margin_at(z), parameter).astype(margin.dtype)
