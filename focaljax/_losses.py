@@ -26,7 +26,7 @@ def soft_truncation(at: Margin, k: float | jax.Array) -> jax.Array:
 
 
 def hard_threshold(at: Margin, threshold: float | jax.Array) -> jax.Array:
-    return jnp.where(at.p > threshold, 0.0, -at.log_p)
+    return jnp.where(at.p > number(threshold), 0.0, -at.log_p)
 
 
 def focal_weight(at: Margin, gamma: float | jax.Array) -> jax.Array:
@@ -43,7 +43,13 @@ def soft_truncation_weight(at: Margin, k: float | jax.Array) -> jax.Array:
 
 def hard_threshold_weight(at: Margin, threshold: float | jax.Array) -> jax.Array:
     """1 where p <= threshold, 0 above, NaN at NaN."""
+    threshold = number(threshold)
     return jnp.where(at.p > threshold, 0.0, jnp.where(at.p <= threshold, 1.0, at.p))
+
+
+def number(parameter: float | jax.Array) -> float | jax.Array:
+    """A known parameter as the Python number that takes any dtype."""
+    return float(parameter) if isinstance(parameter, float) else parameter
 
 
 def _power(base: jax.Array, exponent: float) -> jax.Array:
@@ -76,7 +82,7 @@ def _sigmoids_jvp(
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     (at, k), (by, by_k) = primals, tangents
     p, q = _sigmoids(power, *primals)
-    slope = p * q * (k * by.z + at.z * by_k if power is None else power * by.z)
+    slope = p * q * (k * by.z + at.z * by_k if power is None else number(power) * by.z)
     return (p, q), (slope, -slope)
 
 

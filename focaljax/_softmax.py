@@ -180,9 +180,8 @@ def softmax_hard_threshold_loss(
     """
     logits, labels, axis = arrays(logits, labels, axis)
     threshold = _checks.parameter("threshold", threshold, logits, axis)
-    return _loss(
-        lambda at: _losses.hard_threshold(at, threshold), logits, labels, alpha, axis, where
-    )
+    line = Partial(_losses.hard_threshold, threshold=threshold)
+    return _loss(Partial(_of_margin, line), logits, labels, alpha, axis, where)
 
 
 def su_softmax_soft_truncation_loss(
@@ -431,7 +430,7 @@ def _literal(
 ) -> jax.Array:
     """Su's: softmax(-K x) times the cross entropy of the class."""
     logits = logits.astype(weights.dtype)
-    negated = jnp.where(logits == -jnp.inf, logits, -k * logits)
+    negated = jnp.where(logits == -jnp.inf, logits, -_losses.number(k) * logits)
     if _are_ids(labels):
         z, negated_z = (log_odds(x, labels, axis) for x in (logits, negated))
     else:

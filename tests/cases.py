@@ -145,7 +145,7 @@ MODULATIONS = (
 
 
 def posterior(function, **options):
-    options = {"gamma": None, "k": None, "threshold": None, "alpha": None, **options}
+    options = {"gamma": None, "k": None, "threshold": None, "loss": None, "alpha": None, **options}
     data = {"logits": CLASS_LOGITS if "axis" in options else LOGITS}
     return Case(function, data, options, "gamma", *RANGES["gamma"], chosen={"gamma": 2.0})
 
@@ -180,6 +180,11 @@ REDUCTIONS = (
     ),
 )
 
+
+def squared_hinge(z):
+    return jnp.maximum(0, 1 - z) ** 2
+
+
 CASES = (
     *LOSSES,
     *SOFTMAX_LOSSES,
@@ -195,6 +200,8 @@ CASES = (
     ),
     Case(focaljax.sigmoid_margin, {"logits": LOGITS, "labels": LABELS}),
     SOFTMAX_MARGIN,
+    Case(focaljax.sigmoid, {"x": LOGITS}),
+    Case(focaljax.softplus, {"x": LOGITS}),
     Case(
         focaljax.class_balanced_weights,
         {"counts": np.array([900, 90, 10], np.int32)},
@@ -204,6 +211,20 @@ CASES = (
     ),
     Case(focaljax.prior_bias, {"prior": 0.01}),
     Case(focaljax.prior_bias_init, {"prior": 0.01}),
+)
+
+
+OWN = (  # which a loss is given to: tests/test_own_loss.py
+    Case(
+        focaljax.sigmoid_margin_loss,
+        {"logits": LOGITS, "labels": LABELS, "loss": squared_hinge},
+        {"alpha": None, "where": None},
+    ),
+    Case(
+        focaljax.softmax_margin_loss,
+        {"logits": CLASS_LOGITS, "labels": CLASS_IDS, "loss": squared_hinge},
+        {"alpha": None, "axis": -1, "where": None},
+    ),
 )
 
 

@@ -26,6 +26,7 @@ from cases import (
     MODULATIONS,
     NOT_A_NUMBER,
     OF_DISTRIBUTIONS,
+    OWN,
     RANGES,
     REDUCTIONS,
     REQUIRED,
@@ -94,7 +95,7 @@ def test_data_is_positional_and_options_are_keywords(case):
 
 def test_every_public_function_has_a_case():
     public = {name for name in vars(focaljax) if not name.startswith("_")}
-    assert {case.name for case in CASES} == public
+    assert {case.name for case in (*CASES, *OWN)} == public
 
 
 # every example has some of its classes, the true one among them
