@@ -84,8 +84,9 @@ def test_swapping_labels_and_the_sign_changes_nothing(case, y):
 
     for value in case.valid:
         here, there = both(Z, y * ONES, value), both(-Z, (1 - y) * ONES, value)
-        assert jnp.array_equal(here[0], there[0])
-        close(here[1], -there[1], 1e-6, 1e-6 if 0 < y < 1 else 0)
+        # the slope of a soft label is a difference, and any may underflow
+        close(here[0], there[0], 1e-5, 1e-37)
+        close(here[1], -there[1], 1e-5, 1e-6 if 0 < y < 1 else 1e-37)
 
 
 @jax.jit
