@@ -286,8 +286,20 @@ def test_mixed_and_third_derivatives(case, order):
                 assert float(got) == pytest.approx(true, rel=2e-4, abs=2e-5), (x, y, value)
 
 
-@pytest.mark.parametrize("order", [(1, 1, 0), (1, 0, 1)])
-@pytest.mark.parametrize("case", [FOCAL, SOFT], ids=by_name)
+OVERFLOWS = pytest.mark.xfail(
+    strict=True, reason="with gamma traced, p / (1 - p) overflows far out on the way to a label"
+)
+
+
+@pytest.mark.parametrize(
+    ("case", "order"),
+    [
+        pytest.param(FOCAL, (1, 1, 0), marks=OVERFLOWS),
+        (FOCAL, (1, 0, 1)),
+        (SOFT, (1, 1, 0)),
+        (SOFT, (1, 0, 1)),
+    ],
+)
 def test_mixed_derivatives_do_not_depend_on_the_order(case, order):
     argument = 1 if order[1] else 2
     f = scalar(case)
