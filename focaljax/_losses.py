@@ -37,7 +37,10 @@ def focal_weight(at: Margin, gamma: float | jax.Array) -> jax.Array:
 def soft_truncation_weight(at: Margin, k: float | jax.Array) -> jax.Array:
     """The modulating factor sigmoid(-k z)."""
     weight: jax.Array
-    _, weight = _sigmoids(k, at, None) if isinstance(k, float) else _sigmoids(None, at, k)
+    if isinstance(k, float) and k >= 1:
+        _, weight = _sigmoids(k, at, None)
+    else:  # the root of p would be 0 where p is
+        _, weight = _sigmoids(None, at, jnp.asarray(number(k), at.z.dtype))
     return weight
 
 

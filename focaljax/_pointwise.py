@@ -186,7 +186,7 @@ def sigmoid(x: ArrayLike) -> jax.Array:
       >>> import jax.numpy as jnp
       >>> import focaljax
       >>> print(focaljax.sigmoid(jnp.array([-1.0, 0.0, 1.0])))
-      [0.269 0.5   0.731]
+      [0.26894143 0.5        0.7310586 ]
     """
     x = jnp.asarray(x)
     at: Margin = margin_at(x.astype(wide(x.dtype)))
@@ -209,7 +209,7 @@ def softplus(x: ArrayLike) -> jax.Array:
       >>> import jax.numpy as jnp
       >>> import focaljax
       >>> print(focaljax.softplus(jnp.array([-1.0, 0.0, 1.0])))
-      [0.313 0.693 1.313]
+      [0.31326172 0.69314706 1.3132617 ]
     """
     x = jnp.asarray(x)
     at: Margin = margin_at(x.astype(wide(x.dtype)))

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from focaljax import _checks, _losses
 from focaljax._balance import log_odds
 from focaljax._classes import log_odds_of_classes
-from focaljax._pointwise import Margin, margin_at, wide
+from focaljax._pointwise import Margin, margin_at, one_visit, wide
 
 _Loss = Callable[[jax.Array], jax.Array]
 
@@ -84,9 +84,9 @@ def sigmoid_posterior(
       Charoenphakdee et al., On Focal Loss for Class-Posterior Probability Estimation: A Theoretical
       Perspective, CVPR 2021, for focal loss; the derivation holds for any other.
     """
-    logits, at, positive, negative = _slopes(logits, gamma, k, threshold, loss, alpha)
-    of_positive, of_negative = at.p * negative, at.q * positive
-    return (of_positive / (of_positive + of_negative)).astype(logits.dtype)
+    dtype, log_odds = _of_sigmoid(logits, gamma, k, threshold, loss, alpha)
+    at: Margin = margin_at(log_odds)
+    return at.p.astype(dtype)
 
 
 def sigmoid_posterior_logits(
@@ -124,9 +124,8 @@ def sigmoid_posterior_logits(
       >>> print(focaljax.sigmoid_posterior_logits(jnp.array([-2.0, 2.0]), gamma=2.0))
       [-5.398  5.398]
     """
-    logits, _, positive, negative = _slopes(logits, gamma, k, threshold, loss, alpha)
-    log_odds = logits.astype(positive.dtype) + (jnp.log(negative) - jnp.log(positive))
-    return log_odds.astype(logits.dtype)
+    dtype, log_odds = _of_sigmoid(logits, gamma, k, threshold, loss, alpha)
+    return log_odds.astype(dtype)
 
 
 def softmax_posterior(
@@ -248,26 +247,30 @@ def softmax_posterior_logits(
     )
 
 
-def _slopes(
+def _of_sigmoid(
     logits: ArrayLike,
     gamma: ArrayLike | None,
     k: ArrayLike | None,
     threshold: ArrayLike | None,
     loss: _Loss | None,
     alpha: ArrayLike | None,
-) -> tuple[jax.Array, Margin, jax.Array, jax.Array]:
-    """Of a sigmoid: logits, margins, and the slopes of the positive's loss and the negative's."""
+) -> tuple[jnp.dtype, jax.Array]:
+    """The dtype of the logits, and the log-odds of a positive in the one to compute in."""
     logits = _checks.array("logits", logits)
     _checks.floating("logits", logits)
     line = _line(gamma, k, threshold, loss, logits)
-    at = margin_at(logits.astype(wide(logits.dtype)))
-    positive, negative = _slope(line, at), _slope(line, -at)
+    x = logits.astype(wide(logits.dtype))
+
+    def balanced(x: jax.Array) -> jax.Array:
+        at = margin_at(x)
+        return x + (jnp.log(_slope(line, -at)) - jnp.log(_slope(line, at)))
+
+    log_odds = one_visit(balanced, x)
     if alpha is not None:
-        dtype = at.p.dtype
-        _checks.within("alpha", alpha, 0.0, 1.0, open_low=True, open_high=True, dtype=dtype)
+        _checks.within("alpha", alpha, 0.0, 1.0, open_low=True, open_high=True, dtype=x.dtype)
         alpha = _checks.beside("alpha", alpha, logits)
-        positive, negative = alpha * positive, (1 - alpha) * negative
-    return logits, at, positive, negative
+        log_odds += jnp.log1p(-alpha) - jnp.log(alpha)
+    return logits.dtype, log_odds
 
 
 def _of_softmax(
@@ -286,8 +289,12 @@ def _of_softmax(
     axis = axis % logits.ndim
     line = _line(gamma, k, threshold, loss, logits, axis)
     x = logits.astype(wide(logits.dtype))
-    at = margin_at(log_odds_of_classes(x, axis))
-    posterior = at.log_p - jnp.log(_slope(line, at))
+
+    def balanced(z: jax.Array) -> jax.Array:
+        at: Margin = margin_at(z)
+        return at.log_p - jnp.log(_slope(line, at))
+
+    posterior = one_visit(balanced, log_odds_of_classes(x, axis))
     if alpha is not None:
         _checks.within("alpha", alpha, 0.0, open_low=True, open_high=True, dtype=x.dtype)
         posterior -= jnp.log(_checks.along_classes("alpha", alpha, x, axis))

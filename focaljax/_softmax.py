@@ -270,7 +270,7 @@ def softmax_margin_loss(
       >>> logits = jnp.array([[4.0, 0.0, -1.0], [0.5, 1.0, 2.0]])
       >>> squared_hinge = lambda z: jnp.maximum(0, 1 - z) ** 2
       >>> print(focaljax.softmax_margin_loss(logits, jnp.array([0, 0]), squared_hinge))
-      [0.    7.924]
+      [0.      7.91444]
     """
     logits, labels, axis = arrays(logits, labels, axis)
 
