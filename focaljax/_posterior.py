@@ -7,17 +7,20 @@ alone.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from focaljax import _checks, _losses
 from focaljax._balance import log_odds
 from focaljax._classes import log_odds_of_classes
-from focaljax._pointwise import Margin, margin_at, one_visit, wide
+from focaljax._pointwise import Margin, compiled, margin_at, one_visit, wide
 
 _Loss = Callable[[jax.Array], jax.Array]
+_Line = Callable[[Margin], jax.Array]
 
 
 def sigmoid_posterior(
@@ -260,17 +263,20 @@ def _of_sigmoid(
     _checks.floating("logits", logits)
     line = _line(gamma, k, threshold, loss, logits)
     x = logits.astype(wide(logits.dtype))
+    if alpha is not None:
+        _checks.within("alpha", alpha, 0.0, 1.0, open_low=True, open_high=True, dtype=x.dtype)
+        alpha = _checks.beside("alpha", alpha, logits)
+    return logits.dtype, _balanced_sigmoid(line, x, alpha)
 
+
+@compiled
+def _balanced_sigmoid(line: _Line, x: jax.Array, alpha: jax.Array | None) -> jax.Array:
     def balanced(x: jax.Array) -> jax.Array:
         at = margin_at(x)
         return x + (jnp.log(_slope(line, -at)) - jnp.log(_slope(line, at)))
 
-    log_odds = one_visit(balanced, x)
-    if alpha is not None:
-        _checks.within("alpha", alpha, 0.0, 1.0, open_low=True, open_high=True, dtype=x.dtype)
-        alpha = _checks.beside("alpha", alpha, logits)
-        log_odds += jnp.log1p(-alpha) - jnp.log(alpha)
-    return logits.dtype, log_odds
+    result = one_visit(balanced, x)
+    return result if alpha is None else result + (jnp.log1p(-alpha) - jnp.log(alpha))
 
 
 def _of_softmax(
@@ -289,17 +295,22 @@ def _of_softmax(
     axis = axis % logits.ndim
     line = _line(gamma, k, threshold, loss, logits, axis)
     x = logits.astype(wide(logits.dtype))
+    if alpha is not None:
+        _checks.within("alpha", alpha, 0.0, open_low=True, open_high=True, dtype=x.dtype)
+        alpha = _checks.along_classes("alpha", alpha, x, axis)
+    return result(margin_at(_balanced_softmax(line, x, alpha, axis))).astype(logits.dtype)
 
+
+@partial(compiled, static_argnums=(3,))
+def _balanced_softmax(line: _Line, x: jax.Array, alpha: jax.Array | None, axis: int) -> jax.Array:
     def balanced(z: jax.Array) -> jax.Array:
         at: Margin = margin_at(z)
         return at.log_p - jnp.log(_slope(line, at))
 
-    posterior = one_visit(balanced, log_odds_of_classes(x, axis))
+    log_p = one_visit(balanced, log_odds_of_classes(x, axis))
     if alpha is not None:
-        _checks.within("alpha", alpha, 0.0, open_low=True, open_high=True, dtype=x.dtype)
-        posterior -= jnp.log(_checks.along_classes("alpha", alpha, x, axis))
-    posterior = log_odds_of_classes(jnp.where(x == -jnp.inf, x, posterior), axis)
-    return result(margin_at(posterior)).astype(logits.dtype)
+        log_p -= jnp.log(alpha)
+    return log_odds_of_classes(jnp.where(x == -jnp.inf, x, log_p), axis)
 
 
 def _line(
@@ -309,7 +320,7 @@ def _line(
     loss: _Loss | None,
     logits: jax.Array,
     axis: int | None = None,
-) -> Callable[[Margin], jax.Array]:
+) -> _Line:
     """The loss that has trained the logits, as a line of the margin."""
     if threshold is not None:
         raise ValueError(
@@ -331,13 +342,13 @@ def _line(
         return lambda at: loss(at.z)
     if k is not None:
         k = _checks.parameter("k", k, logits, axis)
-        return lambda at: _losses.soft_truncation(at, k)
+        return Partial(_losses.soft_truncation, k=k)
     assert gamma is not None
     gamma = _checks.parameter("gamma", gamma, logits, axis)
-    return lambda at: _losses.focal(at, gamma)
+    return Partial(_losses.focal, gamma=gamma)
 
 
-def _slope(line: Callable[[Margin], jax.Array], at: Margin) -> jax.Array:
+def _slope(line: _Line, at: Margin) -> jax.Array:
     """Of a loss in log p, over that of cross entropy; not 0, so that its logarithm is finite."""
     slope = jax.jvp(line, (at,), (at.tangent(jnp.ones_like(at.p)),))[1]
     return jnp.maximum(jnp.abs(slope), jnp.finfo(slope.dtype).tiny)

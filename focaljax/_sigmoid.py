@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from focaljax import _checks, _losses
-from focaljax._pointwise import Margin, log, margin_at, one_visit, wide
+from focaljax._pointwise import Margin, compiled, log, margin_at, one_visit, wide
 
 
 def sigmoid_focal_loss(
@@ -274,10 +274,10 @@ def _loss(
     if alpha is not None:
         _checks.within("alpha", alpha, 0.0, 1.0, advice=": for no weights give alpha=None")
         alpha = _checks.beside("alpha", alpha, logits)
-    compute = _compiled if isinstance(loss, Partial) else _compute
-    return compute(loss, logits, labels, alpha, where)
+    return _compute(loss, logits, labels, alpha, where)
 
 
+@compiled
 def _compute(
     loss: Callable[[Margin, jax.Array], jax.Array],
     logits: jax.Array,
@@ -303,10 +303,6 @@ def _compute(
     if where is not None:
         value = jnp.where(where, value, 0.0)
     return value.astype(dtype)
-
-
-# Compiled also when the caller does not: eager code then runs one program in place of many.
-_compiled = jax.jit(_compute, inline=True)
 
 
 def _linear(line: Callable[[Margin], jax.Array], at: Margin, labels: jax.Array) -> jax.Array:

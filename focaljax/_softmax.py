@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from focaljax import _checks, _losses
 from focaljax._classes import expected, is_class, log_odds, log_odds_of_classes, of_class
-from focaljax._pointwise import Margin, margin_at, one_visit, wide
+from focaljax._pointwise import Margin, compiled, margin_at, one_visit, wide
 
 
 def softmax_focal_loss(
@@ -372,10 +372,10 @@ def _loss(
             "alpha", alpha, 0.0, open_high=True, advice=": for no weights give alpha=None"
         )
         alpha = _checks.along_classes("alpha", alpha, logits, axis)
-    compute = _compiled if isinstance(loss, Partial) else _compute
-    return compute(loss, logits, labels, alpha, axis, where)
+    return _compute(loss, logits, labels, alpha, axis, where)
 
 
+@partial(compiled, static_argnums=(4,))
 def _compute(
     loss: _Loss,
     logits: jax.Array,
@@ -406,10 +406,6 @@ def _compute(
     if examples is not None:
         value = jnp.where(examples, value, 0.0)
     return jnp.squeeze(value, axis).astype(dtype)
-
-
-# Compiled also when the caller does not: eager code then runs one program in place of many.
-_compiled = jax.jit(_compute, static_argnames=("axis",), inline=True)
 
 
 def _of_margin(

@@ -31,9 +31,13 @@ def class_margins(x):
 
 
 def value_slope_curvature(function, x):
-    value, slope = jax.value_and_grad(lambda x: jnp.sum(function(x)))(x)
-    product = jax.jvp(jax.grad(lambda x: jnp.sum(function(x))), (x,), (jnp.cos(x),))[1]
-    return value, slope, product
+    @jax.jit
+    def everything(x):
+        value, slope = jax.value_and_grad(lambda x: jnp.sum(function(x)))(x)
+        product = jax.jvp(jax.grad(lambda x: jnp.sum(function(x))), (x,), (jnp.cos(x),))[1]
+        return value, slope, product
+
+    return everything(x)
 
 
 @each
@@ -86,6 +90,7 @@ def test_softmax(loss):
     ids=["sigmoid", "ids", "distributions"],
 )
 def test_what_it_closes_over_may_be_traced(head):
+    @jax.jit
     def total(gamma):
         return jnp.sum(head(lambda z: focaljax.sigmoid(-z) ** gamma * focaljax.softplus(-z)))
 
@@ -93,7 +98,7 @@ def test_what_it_closes_over_may_be_traced(head):
     slope = (total(2 + step) - total(2 - step)) / (2 * step)
     gammas = jnp.array([1.0, 2.0])
     np.testing.assert_allclose(jax.grad(total)(2.0), slope, rtol=2e-3)
-    np.testing.assert_allclose(jax.jit(jax.vmap(total))(gammas), [total(1.0), total(2.0)], 1e-5)
+    np.testing.assert_allclose(jax.vmap(total)(gammas), [total(1.0), total(2.0)], 1e-5)
     np.testing.assert_allclose(jax.vmap(jax.grad(total))(gammas)[1], slope, rtol=2e-3)
 
 
@@ -105,31 +110,6 @@ def test_a_bounded_loss_stays_so_at_infinite_logits():
         own = focaljax.softmax_margin_loss(x, labels, lambda z: focaljax.sigmoid(-z))
         assert own.tolist() == [0, 1]
         assert focaljax.softmax_margin_loss(x, labels, plus_error).tolist() == [0, jnp.inf]
-
-
-def test_labels_that_mean_nothing_are_loud():
-    def loss(x, y, where=None):
-        return focaljax.sigmoid_focal_loss(x, y, where=where)
-
-    x, y = jnp.ones(4), jnp.array([-1.0, 2.0, 0.0, 1.0])
-    slope = jax.grad(lambda x: jnp.sum(loss(x, y)))(x)
-    assert jnp.isnan(loss(x, y)).tolist() == jnp.isnan(slope).tolist() == [True, True, False, False]
-    assert jnp.all(jnp.isfinite(loss(x, y, where=jnp.array([False, False, True, True]))))
-    with pytest.raises(ValueError, match="alpha=None"):
-        focaljax.sigmoid_focal_loss(x, y, alpha=-1)
-
-
-def test_the_derivatives_in_a_hard_label_are_those_of_the_soft_rule():
-    def plain(y, x):
-        p = jax.nn.sigmoid(x)
-        u = y * (1 - p) + (1 - y) * p
-        return -(u**2) * (y * jax.nn.log_sigmoid(x) + (1 - y) * jax.nn.log_sigmoid(-x))
-
-    for y in (0.0, 1.0):
-        for x in (-1.0, 2.0):
-            for order in (jax.grad, lambda f: jax.grad(jax.grad(f))):
-                got = order(lambda y, x=x: focaljax.sigmoid_focal_loss(x, y))(y)
-                close(got, order(lambda y, x=x: plain(y, x))(y))
 
 
 @each

@@ -2,6 +2,7 @@
 
 import gc
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from cases import (
 from jax.test_util import check_grads
 from reference import EXACT
 
-from focaljax import focal_modulation, reduce_mean, soft_truncation_modulation
+from focaljax import reduce_mean
 
 X = np.array([-60, -4.595, -1.25, 0.0, 0.25, 3.0, 17.5, 90.0], np.float32)
 HARD_LABELS = np.array([0, 1, 1, 0, 1, 0, 1, 0], np.float32)
@@ -43,8 +44,7 @@ DISTRIBUTIONS = np.array(
 )  # fmt: skip
 
 SAMPLES = [
-    *((case, BOTH, BOTH_LABELS) for case in LOSSES),
-    # and what the others do with a margin, the sigmoid losses do too
+    (FOCAL, BOTH, BOTH_LABELS),  # what the others do with a margin, it does too
     (SOFTMAX_FOCAL, CLASSES, IDS),
     (OF_DISTRIBUTIONS[0], CLASSES, DISTRIBUTIONS),
 ]
@@ -102,78 +102,54 @@ def test_forward_and_reverse_mode_agree(case, x, y):
 
 
 @each_sample
-def test_jit_value_and_grad_scan_and_checkpoint(case, x, y):
-    def mean(x):
-        return reduce_mean(scalar(case)(x, y, value_of(case)))
-
+def test_scan_and_checkpoint(case, x, y):
     def step(total, one):
         return total + scalar(case)(*one, value_of(case)) / len(x), None
 
     def scanned(x):
         return jax.lax.scan(jax.checkpoint(step), jnp.float32(0), (x, y))[0]
 
-    plain = jax.value_and_grad(mean)(x)
-    for wrapped in (mean, scanned):
-        for got, true in zip(jax.jit(jax.value_and_grad(wrapped))(x), plain, strict=True):
-            close(got, true)
+    def mean(x):
+        return reduce_mean(scalar(case)(x, y, value_of(case)))
+
+    for got, true in zip(*(jax.value_and_grad(f)(x) for f in (scanned, mean)), strict=True):
+        close(got, true)
 
 
 @each_sample
 def test_vmap_over_everything(case, x, y):
+    """Loss and gradients of batches, and of one batch under many values of an option."""
     x, y = (np.broadcast_to(a, (3, *a.shape)) for a in (x, y))
     where = np.arange(3 * y.shape[1]).reshape(3, -1) % 3 > 0
     value, alpha = (np.array([a, 0.5, 0.9], np.float32) for a in (0.25, 0.1))
     if x.ndim == 3:
         alpha = np.outer(alpha, np.array([1, 2, 0.5], np.float32))
-
-    def loss(x, y, value, alpha, where):
-        return case(x, y, **{case.parameter: value}, alpha=alpha, where=where)
-
-    one_by_one = jax.jit(loss)
     arguments = x, y, value, alpha, where
-    rows = [one_by_one(*row) for row in zip(*arguments, strict=True)]
-    close(jax.vmap(one_by_one)(*arguments), rows)
-    close(jax.vmap(jax.vmap(one_by_one, (0, 0, None, None, 0)))(*arguments), rows)
-    for name, axis in (("value", 2), ("alpha", 3)):
-        axes = [None] * 5
-        axes[axis] = 0
-        one = [argument[0] for argument in arguments]
-        one[axis] = arguments[axis]
-        got = jax.vmap(one_by_one, axes)(*one)
+
+    def total(x, y, value, alpha, where):
+        loss = case(x, y, **{case.parameter: value}, alpha=alpha, where=where)
+        return loss.sum(), loss
+
+    step = jax.grad(total, differentiable(*arguments), has_aux=True)
+    alone = jax.jit(step)
+    for axes in ((0, 0, 0, 0, 0), (None, None, 0, None, None), (None, None, None, 0, None)):
+        given = [a if axis == 0 else a[0] for a, axis in zip(arguments, axes, strict=True)]
+        got = jax.jit(jax.vmap(step, axes))(*given)
         for i in range(3):
-            one[axis] = arguments[axis][i]
-            close(got[i], one_by_one(*one))
-        assert not jnp.array_equal(got[0], got[2]), name
+            one = [a[i] if axis == 0 else a for a, axis in zip(given, axes, strict=True)]
+            jax.tree.map(lambda g, t, i=i: close(g[i], t, 1e-5, 1e-6), got, alone(*one))
+        assert not jnp.array_equal(got[1][0], got[1][2])
 
 
-@each_sample
-def test_gradients_in_every_argument_under_vmap_and_jit(case, x, y):
-    arguments = x, y, value_of(case)
-    every = jax.grad(lambda *a: scalar(case)(*a), differentiable(*arguments))
-    batched = jax.jit(jax.vmap(every, (0, 0, None)))(*arguments)
-    alone = jax.jit(every)
-    for i in range(len(x)):
-        one = alone(x[i], y[i], value_of(case))
-        for got, true in zip(batched, one, strict=True):
-            close(got[i], true, 1e-5, 1e-7)
-
-
-@each_loss
-def test_integer_and_boolean_labels_under_grad(case):
-    true = jax.grad(lambda x: scalar(case)(x, HARD_LABELS, value_of(case)).sum())(X)
-    for dtype in (jnp.bool_, jnp.uint8):
-        y = jnp.asarray(HARD_LABELS, dtype)
-        loss = jax.jit(lambda x, y=y: scalar(case)(x, y, value_of(case)).sum())
-        close(jax.grad(loss)(X), true)
-        jax.hessian(loss)(X)  # a tangent of an integer is float0
-
-
-def test_class_ids_and_one_hot_distributions_of_every_dtype_under_grad():
-    slope = jax.jit(jax.grad(lambda x, y: SOFTMAX_FOCAL(x, y).sum()))
-    true = slope(CLASSES, IDS)
-    close(slope(CLASSES, IDS.astype(jnp.uint8)), true)
-    for dtype in (jnp.bool_, jnp.int8):
-        close(slope(CLASSES, jax.nn.one_hot(IDS, 3, dtype=dtype)), true, 2e-6, 1e-9)
+def test_labels_of_every_dtype_under_grad():
+    for case, x, y in ((FOCAL, X, HARD_LABELS), (OF_DISTRIBUTIONS[0], CLASSES, np.eye(3)[IDS])):
+        slope = jax.jit(jax.grad(lambda x, y, c=case: c(x, y).sum()))
+        true = slope(x, y.astype(np.float32))
+        for dtype in (jnp.bool_, jnp.uint8):
+            close(slope(x, jnp.asarray(y, dtype)), true, 2e-6, 1e-9)
+    close(jax.grad(lambda x: SOFTMAX_FOCAL(x, IDS).sum())(CLASSES), true, 2e-6, 1e-9)
+    # a tangent of an integer is float0
+    jax.hessian(lambda x: FOCAL(x, HARD_LABELS.astype(int)).sum())(X)
 
 
 # --- higher derivatives ---------------------------------------------------------------------------
@@ -186,8 +162,10 @@ BOTH_WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", BOTH_WAYS)
-@each_loss
+@pytest.mark.parametrize(
+    ("case", "way"),
+    [*((FOCAL, way) for way in BOTH_WAYS), *((c, "reverse over reverse") for c in (SOFT, HARD))],
+)
 def test_second_derivatives_every_way(case, way):
     x, y, value = BOTH, BOTH_LABELS, value_of(case)
     second = jax.jit(BOTH_WAYS[way](lambda x: scalar(case)(x, y, value).sum()))(x)
@@ -237,7 +215,7 @@ def test_derivatives_in_all_logits(case, y, way, float64):
     jax.tree.map(lambda got, true: close(got, true, 1e-9, 1e-9), found, true)
 
 
-@pytest.mark.parametrize("case", [SOFTMAX_FOCAL, *OF_DISTRIBUTIONS[::3]], ids=by_name)
+@pytest.mark.parametrize("case", [SOFTMAX_FOCAL, OF_DISTRIBUTIONS[3]], ids=by_name)
 def test_finite_differences(case, float64):
     """In logits, the parameter, the weights of the classes, and distributions."""
     x, ids = CLASSES[MODERATE].astype(float), IDS[MODERATE]
@@ -264,26 +242,16 @@ def derivative(case, order):
     for argument, times in enumerate(order):
         for _ in range(times):
             f = jax.grad(f, argument)
-    return jax.jit(f)
+    return jax.jit(jax.vmap(f))
 
 
-@pytest.mark.parametrize(
-    ("case", "order"),
-    [
-        *((c, o) for c in (FOCAL, SOFT) for o in ((3, 0, 0), (2, 0, 1), (1, 1, 0), (1, 0, 1))),
-        (SOFT, (2, 1, 0)),
-        pytest.param(FOCAL, (2, 1, 0)),
-    ],
-    ids=lambda v: getattr(v, "name", v),
-)
-def test_mixed_and_third_derivatives(case, order):
-    f = derivative(case, order)
-    for x in (0.0, -1.25, 0.25, 3.0, -9.5):
-        for y in (0.0, 0.3, 1.0):
-            for value in (0.5, 2.0, 3.5):
-                got = f(*(jnp.float32(a) for a in (x, y, value)))
-                true = exact_derivative(case, np.float32(x), np.float32(y), value, order)
-                assert float(got) == pytest.approx(true, rel=2e-4, abs=2e-5), (x, y, value)
+@pytest.mark.parametrize("case", [FOCAL, SOFT], ids=by_name)
+def test_mixed_and_third_derivatives(case):
+    points = np.array([*product((0, -1.25, 3), (0, 0.3, 1), (0.5, 2, 3.5))], np.float32)
+    for order in ((3, 0, 0), (2, 0, 1), (1, 1, 0), (1, 0, 1), (2, 1, 0)):
+        got = derivative(case, order)(*points.T)
+        true = [exact_derivative(case, *point, order) for point in points]
+        np.testing.assert_allclose(got, true, 2e-4, 2e-5, err_msg=str(order))
 
 
 OVERFLOWS = pytest.mark.xfail(
@@ -325,23 +293,19 @@ def test_mixed_derivative_of_the_hard_threshold():
 # --- weights of one's own -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("case", "weight"), [(FOCAL, focal_modulation), (SOFT, soft_truncation_modulation)]
-)
-@pytest.mark.parametrize("value", [0.5, 2.0, 3.0])
-def test_a_weight_composes_to_the_loss(case, weight, value):
-    options = {case.parameter: value}
+def test_a_weight_composes_to_the_loss():
+    for case, weight in ((FOCAL, MODULATIONS[0]), (SOFT, MODULATIONS[1])):
+        options = {case.parameter: 0.5}
 
-    def composed(z):
-        return (weight(z, **options) * jax.nn.softplus(-z)).sum()
+        def composed(z, weight=weight, options=options):
+            return (weight(z, **options) * jax.nn.softplus(-z)).sum()
 
-    def loss(z):
-        return case(z, jnp.ones_like(z), **options).sum()
+        def loss(z, case=case, options=options):
+            return case(z, jnp.ones_like(z), **options).sum()
 
-    for got, true in zip(
-        *(jax.jit(jax.value_and_grad(f))(X[X < 80]) for f in (composed, loss)), strict=True
-    ):
-        close(got, true, 5e-6)
+        steps = (jax.jit(jax.value_and_grad(f)) for f in (composed, loss))
+        for got, true in zip(*(step(X[X < 80]) for step in steps), strict=True):
+            close(got, true, 5e-6)
 
 
 @pytest.mark.parametrize("case", MODULATIONS, ids=by_name)
@@ -403,34 +367,26 @@ def test_no_tracer_leaks(case, x, y):
         jax.jit(jax.grad(loss, (0, 1)))(x, value_of(case))
 
 
-@each_loss
+@pytest.mark.parametrize("case", LOSSES, ids=by_name)
 @pytest.mark.parametrize("traced", [False, True])
 def test_debug_nans_finds_nothing_on_finite_input(case, traced):
     half = np.array([0, 1e-38, 1e-6, 1, 17, 50, 87, 88.5, 104, 300, 1e4, 1e30], np.float32)
     x = np.tile([half, -half], (3, 1))
     y = np.broadcast_to(np.repeat([0, 0.1, 1], 2)[:, None], x.shape).astype(np.float32)
-    values = (0.6, 0.25, 0.99) if case is HARD else (0.5, 2.0, 5.0)
 
     def total(x, y, value):
         return scalar(case)(x, y, value).sum()
 
     with jax.debug_nans(True), jax.debug_infs(True):
-        for value in (*values, *([0.0] if case is FOCAL else [])):
+        for value in (0.25, 0.99) if case is HARD else (0.5, 2.0, 5.0):
             if traced:
-                gradient = jax.jit(jax.value_and_grad(total, (0, 1, 2)))
-                gradient(x, y, jnp.full(x.shape, value))
+                jax.jit(jax.value_and_grad(total, (0, 1, 2)))(x, y, jnp.full(x.shape, value))
             else:
-                gradient = jax.value_and_grad(partial(total, value=value), (0, 1))
-                gradient(x, y)
-                jax.jit(gradient)(x, y)
+                jax.jit(jax.value_and_grad(partial(total, value=value), (0, 1)))(x, y)
 
 
-@pytest.mark.parametrize(
-    ("case", "jitted"),
-    [(SOFTMAX_FOCAL, True), (SOFTMAX_FOCAL, False), (SU, True)],
-    ids=lambda v: by_name(v) if hasattr(v, "note") else "jit" * v,
-)
-def test_debug_nans_finds_nothing_among_three_classes(case, jitted):
+@pytest.mark.parametrize("case", [SOFTMAX_FOCAL, SU], ids=by_name)
+def test_debug_nans_finds_nothing_among_three_classes(case):
     sizes = np.array([0, -1e-38, 1, -17, 88.5, -104, 1e4, -1e30], np.float32)
     x = np.stack([a.ravel() for a in np.meshgrid(sizes, sizes, sizes[:4])], -1)
     alpha, where = np.float32([0, 1, 2]), np.arange(3) != np.arange(len(x))[:, None] % 7
@@ -441,6 +397,5 @@ def test_debug_nans_finds_nothing_among_three_classes(case, jitted):
             weighed = scalar(case, alpha=alpha, where=kept)(x, y, value_of(case))
             return (weighed + scalar(case)(x, y, value_of(case))).sum()
 
-        gradient = jax.value_and_grad(total)
         with jax.debug_nans(True):
-            (jax.jit(gradient) if jitted else gradient)(x)
+            jax.jit(jax.value_and_grad(total))(x)

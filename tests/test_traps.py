@@ -8,17 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from cases import FOCAL, SOFT
 from reference import EXACT
 
-from focaljax import (
-    focal_modulation,
-    sigmoid_focal_loss,
-    softmax_focal_loss,
-    softmax_hard_threshold_loss,
-    softmax_soft_truncation_loss,
-    su_softmax_soft_truncation_loss,
-)
+from focaljax import sigmoid_focal_loss, softmax_focal_loss
 
 # what others return: dtype, label, logit, gamma
 TRAPS = {
@@ -40,25 +32,22 @@ TRAPS = {
 }  # fmt: skip
 
 
+SIGMOID_FOCAL = jax.value_and_grad(sigmoid_focal_loss)
+
+
 @pytest.mark.parametrize("traced", [False, True])
 @pytest.mark.parametrize("trap", TRAPS)
 def test_the_right_value_and_slope(trap, traced):
     dtype, y, x, gamma = TRAPS[trap]
     x = jnp.asarray(x, dtype)
     truth = reference.focal(EXACT.of(x), y, EXACT.of(gamma))
-    gamma = jnp.float32(gamma) if traced else gamma
-    got = jax.value_and_grad(sigmoid_focal_loss)(x, jnp.asarray(y, dtype), gamma=gamma)
+    step = jax.jit(SIGMOID_FOCAL) if traced else SIGMOID_FOCAL
+    got = step(x, jnp.asarray(y, dtype), gamma=gamma)
     bound = 2e-6 if dtype == jnp.float32 else float(jnp.finfo(dtype).eps)
     for value, true in zip(got, (truth.loss, truth.slope), strict=True):
         assert value.dtype == dtype
         # what is less than the least normal number may be 0
         assert float(value) == pytest.approx(float(true.value), rel=bound, abs=1.2e-38)
-
-
-def test_optax_takes_an_infinite_hit_for_nan():
-    """optax 0.2.8: NaN at x = inf, y = 1."""
-    loss, slope = jax.value_and_grad(sigmoid_focal_loss)(jnp.inf, 1.0)
-    assert (loss, slope) == (0, 0)
 
 
 def test_optax_loses_the_second_derivative():
@@ -67,46 +56,17 @@ def test_optax_loses_the_second_derivative():
     assert float(second) == pytest.approx(np.exp(-50), rel=5e-6)
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.7])
-@pytest.mark.parametrize("y", [0.0, 0.25, 1.0])
-def test_second_and_third_derivatives_where_training_starts(gamma, y):
+@pytest.mark.parametrize(("gamma", "y"), [(0.0, 1.0), (0.5, 0.0), (2.0, 0.25), (3.7, 1.0)])
+def test_second_derivatives_where_training_starts(gamma, y):
     """exp(-|x|) left to autodiff has slope 0 at x = 0."""
     truth = reference.focal(EXACT.of(0.0), EXACT.of(y), EXACT.of(gamma))
-    for zero in (0.0, -0.0):
-        second = jax.grad(jax.grad(lambda x: sigmoid_focal_loss(x, y, gamma=gamma)))(zero)
-        error = abs(float(second) - float(truth.bend.value))
+    second = jax.grad(jax.grad(lambda x: sigmoid_focal_loss(x, y, gamma=gamma)))
+    for got in jax.jit(jax.vmap(second))(jnp.array([0.0, -0.0])):
+        error = abs(float(got) - float(truth.bend.value))
         assert error <= 5e-6 * float(truth.bend.largest)
-    margin = jax.grad(jax.grad(lambda z: focal_modulation(z, gamma=gamma)))(0.0)
-    bend = sum(reference.focal_weight(EXACT.of(0.0), EXACT.of(gamma)).bend)
-    assert float(margin) == pytest.approx(float(bend), abs=1e-6)
-
-
-@pytest.mark.parametrize("under", [np.nan, np.inf, -np.inf])
-def test_masking_comes_before_the_loss(under):
-    """jnp.where(mask, loss, 0) over a NaN has a NaN gradient."""
-    x, mask = jnp.array([under, 1.0]), jnp.array([False, True])
-    for case in (FOCAL, SOFT):
-        slope = jax.grad(lambda x, c=case: c(x, jnp.ones(2), where=mask).sum())(x)
-        assert slope[0] == 0
-        assert jnp.isfinite(slope[1])
-
-
-def test_prior_bias_in_bfloat16_is_not_nothing():
-    """-ln 99: torch-style BCE gives exactly 0 for 0.01005."""
-    x = jnp.full(8, -4.595, jnp.bfloat16)
-    loss = sigmoid_focal_loss(x, jnp.zeros(8, jnp.int32), gamma=0.0)
-    true = float(reference.softplus(EXACT.of(x[0])))
-    np.testing.assert_allclose(loss.astype(jnp.float32), true, float(jnp.finfo(jnp.bfloat16).eps))
 
 
 # --- softmax --------------------------------------------------------------------------------------
-
-SOFTMAX = (
-    softmax_focal_loss,
-    softmax_soft_truncation_loss,
-    softmax_hard_threshold_loss,
-    su_softmax_soft_truncation_loss,
-)
 
 # what others return: dtype, logits (the first is the true class's), gamma
 SOFTMAX_TRAPS = {
@@ -140,24 +100,6 @@ def test_the_right_value_and_slopes_of_softmax(trap, soft):
         np.testing.assert_allclose(value.astype(float), exact.astype(float)[0], bound, 1.2e-38)
 
 
-@pytest.mark.parametrize("loss", SOFTMAX)
-def test_an_id_of_no_class_is_loud(loss):
-    """optax 0.2.8: the last class's loss at -1; at -100 NaN with a finite, wrong gradient."""
-    x = jnp.array([*4 * [[2.0, -1.0, 0.5]], [0.0, 1.0, -1.0]])
-    ids = jnp.array([-1, -100, 3, 10**6, 1])
-
-    def total(x, **options):
-        return (found := loss(x, ids, **options)).sum(), found
-
-    slope, found = jax.grad(total, has_aux=True)(x)
-    assert jnp.isnan(found).tolist() == [True] * 4 + [False]
-    assert jnp.isnan(slope).tolist() == [[True] * 3] * 4 + [[False] * 3]
-    slope, found = jax.grad(total, has_aux=True)(x, where=ids == 1)
-    assert not found[:4].any()
-    assert not slope[:4].any()
-    assert slope[4].all() or loss is softmax_hard_threshold_loss
-
-
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
 def test_the_dominating_class_of_a_distribution(gamma):
     """Its 1 - p_c, from 1 - exp(log_p) or log1mexp, is off by up to 1.6e7 units."""
@@ -168,17 +110,3 @@ def test_the_dominating_class_of_a_distribution(gamma):
     true = truth(EXACT.of(x), EXACT.of(labels), EXACT.of([gamma]))
     for value, (exact, _) in zip((loss, *pull(jnp.ones(3))), true, strict=True):
         np.testing.assert_allclose(value, exact.astype(float), 2e-6)
-
-
-@pytest.mark.parametrize(
-    ("loss", "soft"), [*((loss, False) for loss in SOFTMAX), (softmax_focal_loss, True)]
-)
-def test_masking_comes_before_the_softmax(loss, soft):
-    mask = jnp.array([False, True])
-    slope_of = jax.jit(jax.value_and_grad(lambda x, y: loss(x, y, where=mask).sum()))
-    for under in (np.nan, np.inf, -np.inf):
-        labels = jnp.array([[under, 0.5], [0.25, 0.75]]) if soft else jnp.array([-100, 1])
-        value, slope = slope_of(jnp.array([[under, 1.0], [1.0, 0.5]]), labels)
-        assert jnp.isfinite(value)
-        assert not slope[0].any()
-        assert jnp.isfinite(slope[1]).all()
