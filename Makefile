@@ -6,7 +6,7 @@ PYTHON ?= python3
 NEWEST_PYTHONS ?= python3.13 $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python) \
                   python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python)
 COMPARE_ARGS ?=
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help compare test test-oldest test-newest lint cost notebooks clean

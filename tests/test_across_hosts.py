@@ -76,6 +76,7 @@ def one_process(folder, devices, coordinator=None, process=0):
 def start(folder, *arguments):
     folder.mkdir(exist_ok=True)
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # the programs are large
     with open(folder / f"log{arguments[-1]}", "w") as log:
         command = [sys.executable, __file__, str(folder), *map(str, arguments)]
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)

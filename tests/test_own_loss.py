@@ -1,5 +1,7 @@
 """A loss of the user's own, given as a function of the margin, against its plain formula."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,19 +105,25 @@ def test_what_it_closes_over_may_be_traced(head):
 
 
 def test_a_bounded_loss_stays_so_at_infinite_logits():
-    x = jnp.array([[jnp.inf, 0.0], [-jnp.inf, 0.0]])
-    own = focaljax.sigmoid_margin_loss(x[:, 0], jnp.ones(2), lambda z: focaljax.sigmoid(-z))
-    assert own.tolist() == [0, 1]
-    for labels in (jnp.zeros(2, int), jnp.eye(2)[jnp.zeros(2, int)]):
-        own = focaljax.softmax_margin_loss(x, labels, lambda z: focaljax.sigmoid(-z))
-        assert own.tolist() == [0, 1]
-        assert focaljax.softmax_margin_loss(x, labels, plus_error).tolist() == [0, jnp.inf]
+    def losses(x):
+        first = jnp.zeros(2, int)
+        yield focaljax.sigmoid_margin_loss(x[:, 0], jnp.ones(2), error)
+        for labels in (first, jax.nn.one_hot(first, 2)):
+            for loss in (error, plus_error):
+                yield focaljax.softmax_margin_loss(x, labels, loss)
+
+    def error(z):
+        return focaljax.sigmoid(-z)
+
+    found = jax.jit(lambda x: [*losses(x)])(jnp.array([[jnp.inf, 0], [-jnp.inf, 0]]))
+    assert [loss.tolist() for loss in found] == [[0, 1], *2 * [[0, 1], [0, jnp.inf]]]
 
 
 @each
 def test_the_posterior_is_where_the_expected_loss_is_least(loss):
     x = jnp.array([-0.9, 0.0, 0.4])
-    eta = focaljax.sigmoid_posterior(x, loss=loss)
+    eta = jax.jit(partial(focaljax.sigmoid_posterior, loss=loss))(x)
     slope = jax.grad(lambda x: jnp.sum(eta * loss(x) + (1 - eta) * loss(-x)))(x)
     np.testing.assert_allclose(slope, 0, atol=1e-6)
-    close(jax.nn.sigmoid(focaljax.sigmoid_posterior_logits(x, loss=loss)), eta)
+    log_odds = jax.jit(partial(focaljax.sigmoid_posterior_logits, loss=loss))(x)
+    close(jax.nn.sigmoid(log_odds), eta)

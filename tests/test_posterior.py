@@ -88,10 +88,9 @@ risks = jax.jit(
 )
 
 
-@pytest.mark.parametrize("classes", [2, 4])
 @each_name
-def test_the_best_logits_give_their_probabilities(name, classes, float64):
-    rng = np.random.default_rng(classes)
+def test_the_best_logits_give_their_probabilities(name, float64):
+    rng, classes = np.random.default_rng(4), 4
     choices = itertools.product(VALUES[name], (0.5, 5.0), (False, True))
     for value, concentration, weighed in choices:
         eta = rng.dirichlet(np.full(classes, concentration))
@@ -136,7 +135,7 @@ def share(margin, name, value):
     return reference.posterior_share(margin, WEIGHTS[name], value)
 
 
-@pytest.mark.parametrize("alpha", [None, 0.25, 0.001])
+@pytest.mark.parametrize("alpha", [None, 0.001])
 @each_parameter
 def test_sigmoid_posteriors_and_their_slopes_are_exact(name, value, alpha):
     """As far as the slopes of the losses are normal numbers."""
@@ -161,10 +160,9 @@ def test_sigmoid_posteriors_and_their_slopes_are_exact(name, value, alpha):
         close(got, exact.astype(float), 1e-5)
 
 
-@pytest.mark.parametrize("classes", [2, 10])
 @each_parameter
-def test_softmax_posteriors_are_exact(name, value, classes):
-    rng = np.random.default_rng(1)
+def test_softmax_posteriors_are_exact(name, value):
+    rng, classes = np.random.default_rng(1), 5
     sizes = np.repeat([0, 0.1, 1, 5], 4)
     x = (sizes[:, None] * rng.normal(size=(len(sizes), classes))).astype(np.float32)
     margins = [reference.margin_of(EXACT.of(x), np.full(len(x), c))[0] for c in range(classes)]
@@ -188,9 +186,9 @@ def test_slopes_of_softmax_posteriors(name):
     """Of two classes those of the sigmoid, also at a tie."""
     lead = np.float32([0, 2e-8, 1e-3, -2, 5])
     options = {name: 2.0}
-    slope = jax.vmap(jax.grad(lambda x: sigmoid_posterior(x, **options)))(lead)
+    slope = jax.jit(jax.vmap(jax.grad(lambda x: sigmoid_posterior(x, **options))))(lead)
     pair = jnp.stack([lead, jnp.zeros(5)], -1)
-    got = jax.vmap(jax.jacrev(lambda x: softmax_posterior(x, **options)))(pair)
+    got = jax.jit(jax.vmap(jax.jacrev(lambda x: softmax_posterior(x, **options))))(pair)
     close(got, np.asarray(slope)[:, None, None] * np.float32([[1, -1], [-1, 1]]), 1e-5)
 
 
@@ -232,8 +230,8 @@ def test_at_the_ends(name):
     p = softmax_posterior(x.astype(np.float32), **{name: 2.0})
     close(p, [[1, 0, 0], [0.5, 0, 0.5], [0, 1, 0], [1, 0, 0]])
     for function in EVERY:
-        slopes = jax.vmap(jax.jacrev(partial(function, **{name: 2.0})))(x.astype(np.float32))
-        assert np.isfinite(slopes).all()
+        slopes = jax.jit(jax.vmap(jax.jacrev(partial(function, **{name: 2.0}))))
+        assert np.isfinite(slopes(x.astype(np.float32))).all()
 
 
 def test_one_class_is_certain():
