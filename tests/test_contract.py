@@ -22,7 +22,6 @@ from cases import (
     MODULATIONS,
     NOT_A_NUMBER,
     OF_DISTRIBUTIONS,
-    OWN,
     RANGES,
     REQUIRED,
     SOFTMAX,
@@ -78,11 +77,6 @@ def test_data_is_positional_and_options_are_keywords(case):
     assert [*options] == [*case.options]
     defaults = [REQUIRED if p.default is p.empty else p.default for p in options.values()]
     assert defaults == [*case.options.values()]
-
-
-def test_every_public_function_has_a_case():
-    public = {name for name in vars(focaljax) if not name.startswith("_")}
-    assert {case.name for case in (*CASES, *OWN)} == public
 
 
 @each([*WITH_DTYPE, *FORMS[2:]])

@@ -11,6 +11,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import cases
 import jax
 import pytest
 from packaging.requirements import Requirement
@@ -19,37 +20,6 @@ from packaging.utils import canonicalize_name
 import focaljax
 
 ROOT = Path(__file__).parent.parent
-
-PUBLIC = {
-    "sigmoid_focal_loss",
-    "sigmoid_soft_truncation_loss",
-    "sigmoid_hard_threshold_loss",
-    "softmax_focal_loss",
-    "softmax_soft_truncation_loss",
-    "softmax_hard_threshold_loss",
-    "su_softmax_soft_truncation_loss",
-    "sigmoid_margin_loss",
-    "softmax_margin_loss",
-    "sigmoid",
-    "softplus",
-    "sigmoid_margin",
-    "softmax_margin",
-    "focal_modulation",
-    "soft_truncation_modulation",
-    "hard_threshold_modulation",
-    "sigmoid_posterior",
-    "sigmoid_posterior_logits",
-    "softmax_posterior",
-    "softmax_posterior_logits",
-    "sigmoid_prior_shift",
-    "softmax_prior_shift",
-    "decision_threshold",
-    "reduce_mean",
-    "normalize_by_positives",
-    "class_balanced_weights",
-    "prior_bias",
-    "prior_bias_init",
-}
 
 
 def run(*command, **kwargs):
@@ -131,11 +101,9 @@ def test_import_adds_only_chex_to_jax():
 
 
 def test_public_names_are_the_contract():
-    starred = {}
-    exec("from focaljax import *", starred)
-    assert starred.keys() - {"__builtins__"} == PUBLIC
-    assert {name for name in vars(focaljax) if not name.startswith("_")} == PUBLIC
-    assert all(getattr(focaljax, name).__doc__ for name in PUBLIC)
+    public = {case.name for case in (*cases.CASES, *cases.OWN)}
+    assert {name for name in vars(focaljax) if not name.startswith("_")} == public
+    assert all(getattr(focaljax, name).__doc__ for name in public)
 
 
 def test_readme_examples_run():
