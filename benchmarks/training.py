@@ -25,7 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
-import cost  # first, as it tells both compilers where they are
+import compilers  # first, as it tells both compilers where they are
+import cost
 import jax
 import numpy as np
 from jax.experimental.topologies import get_topology_desc
@@ -54,7 +55,7 @@ MACHINES = {
     "4 x H100": Machine(
         "cuda",
         get_topology_desc(
-            "h100", platform="cuda", topology="1x1x4", target_config=cost.H100
+            "h100", platform="cuda", topology="1x1x4", target_config=compilers.H100
         ).devices,
         80,
     ),
@@ -137,7 +138,7 @@ def count(machine: str, program: str) -> Count:
     for shape, operation in _COLLECTIVE.findall(compiled.as_text()):
         arrays = re.findall(r"([a-z]+\d+)\[([\d,]*)\]", shape)
         size = sum(
-            cost.BYTES[dtype] * math.prod(int(d) for d in dims.split(",") if d)
+            compilers.BYTES[dtype] * math.prod(int(d) for d in dims.split(",") if d)
             for dtype, dims in arrays
         )
         collectives.setdefault(operation, []).append(size)
@@ -172,7 +173,7 @@ def main() -> int:
         sums = ", ".join(f"{size / 1e3:,.3f}" for size in collectives.get("all-reduce", []))
         sizes = (parameters, arguments, scratch)
         rows.append([program, machine, *(f"{size / 1e6:,.1f}" for size in sizes), sums])
-    versions = cost.versions()
+    versions = compilers.versions()
     console.print(versions)
     header = [
         "training step",

@@ -201,7 +201,8 @@ def _loss_and_gradient(
 
     logits, labels = _anew(logits, labels)
     at, value, slope = visit(logits, labels)
-    loss, slope_sum, below_sum = _sums(axis, value, slope, slope - slope * _is_top(at))
+    terms = value, slope, slope - slope * _is_top(at)
+    loss, slope_sum, below_sum = (jnp.sum(term, axis, keepdims=True) for term in terms)
     any_infinite = (top >= largest) | (bottom == -jnp.inf)
     loss = jnp.where(any_infinite & infinite(loss), jnp.inf, loss)
 
@@ -272,35 +273,6 @@ def _merge_top(one: tuple[jax.Array, ...], other: tuple[jax.Array, ...]) -> tupl
     scale = jnp.exp(-jnp.abs(top - top_2))
     scaled = jnp.where(top >= top_2, others + others_2 * scale, others * scale + others_2)
     return jnp.maximum(top, top_2), scale + scaled, jnp.minimum(bottom, bottom_2)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _sums(axis: int, *terms: jax.Array) -> list[jax.Array]:
-    """Sums in one visit."""
-
-    def plain(*terms: jax.Array) -> list[jax.Array]:
-        return [jnp.sum(term, axis, keepdims=True) for term in terms]
-
-    def online(*terms: jax.Array) -> list[jax.Array]:
-        zeros = [jnp.zeros((), term.dtype) for term in terms]
-        sums = lax.reduce(list(terms), zeros, _add, (axis,))
-        return [jnp.expand_dims(total, axis) for total in sums]
-
-    if _may_be_sharded(terms[0], axis):
-        return plain(*terms)
-    sums: list[jax.Array] = lax.platform_dependent(*terms, cpu=plain, default=online)
-    return sums
-
-
-@_sums.defjvp
-def _sums_jvp(
-    axis: int, primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
-) -> tuple[list[jax.Array], list[jax.Array]]:
-    return _sums(axis, *primals), [jnp.sum(tangent, axis, keepdims=True) for tangent in tangents]
-
-
-def _add(one: list[jax.Array], other: list[jax.Array]) -> list[jax.Array]:
-    return [a + b for a, b in zip(one, other, strict=True)]
 
 
 def _difference(logits: jax.Array, top: jax.Array) -> jax.Array:
