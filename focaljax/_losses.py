@@ -17,16 +17,20 @@ from focaljax import _checks
 from focaljax._pointwise import Margin, margin_at, sqrt, wide
 
 
+def cross_entropy(at: Margin) -> jax.Array:
+    return -at.log_p
+
+
 def focal(at: Margin, gamma: float | jax.Array) -> jax.Array:
-    return -focal_weight(at, gamma) * at.log_p
+    return focal_weight(at, gamma) * cross_entropy(at)
 
 
 def soft_truncation(at: Margin, k: float | jax.Array) -> jax.Array:
-    return -soft_truncation_weight(at, k) * at.log_p
+    return soft_truncation_weight(at, k) * cross_entropy(at)
 
 
 def hard_threshold(at: Margin, threshold: float | jax.Array) -> jax.Array:
-    return jnp.where(at.p > number(threshold), 0.0, -at.log_p)
+    return jnp.where(at.p > number(threshold), 0.0, cross_entropy(at))
 
 
 def focal_weight(at: Margin, gamma: float | jax.Array) -> jax.Array:

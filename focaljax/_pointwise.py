@@ -7,13 +7,12 @@ element then computes what they share once. `tests/test_cost.py` holds that it d
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 # log1p(e) / e on [0, 1] to 2e-7: its Chebyshev fit, which costs no logarithm
@@ -117,22 +116,6 @@ def log(p: jax.Array) -> jax.Array:
 
 
 log.defjvp(lambda primals, tangents: (log(*primals), _over(*tangents, *primals)))
-
-
-_Function = TypeVar("_Function", bound=Callable[..., jax.Array])
-
-
-def compiled(function: _Function, **options: Any) -> _Function:
-    """Of one of our own losses, the first argument; eager code then runs one program, not many.
-
-    A function of the user's may close over what changes: it is called anew each time.
-    """
-    program = jax.jit(function, inline=True, **options)
-
-    def call(loss: Callable[..., jax.Array], *arguments: Any) -> jax.Array:
-        return (program if isinstance(loss, Partial) else function)(loss, *arguments)
-
-    return cast(_Function, call)
 
 
 def one_visit(loss: Callable[..., jax.Array], z: jax.Array, *others: jax.Array) -> jax.Array:

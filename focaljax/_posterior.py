@@ -8,19 +8,20 @@ alone.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from focaljax import _checks, _losses
 from focaljax._balance import log_odds
 from focaljax._classes import log_odds_of_classes
-from focaljax._pointwise import Margin, compiled, margin_at, one_visit, wide
+from focaljax._pointwise import Margin, margin_at, one_visit, wide
 
 _Loss = Callable[[jax.Array], jax.Array]
-_Line = Callable[[Margin], jax.Array]
+_Line = Callable[..., jax.Array]  # of a `Margin` and, by keyword, of its parameters
+_Parameters = dict[str, float | jax.Array]
 
 
 def sigmoid_posterior(
@@ -87,7 +88,7 @@ def sigmoid_posterior(
       Charoenphakdee et al., On Focal Loss for Class-Posterior Probability Estimation: A Theoretical
       Perspective, CVPR 2021, for focal loss; the derivation holds for any other.
     """
-    dtype, log_odds = _of_sigmoid(logits, gamma, k, threshold, loss, alpha)
+    dtype, log_odds = _of_sigmoid(logits, alpha, gamma=gamma, k=k, threshold=threshold, loss=loss)
     at: Margin = margin_at(log_odds)
     return at.p.astype(dtype)
 
@@ -127,7 +128,7 @@ def sigmoid_posterior_logits(
       >>> print(focaljax.sigmoid_posterior_logits(jnp.array([-2.0, 2.0]), gamma=2.0))
       [-5.398  5.398]
     """
-    dtype, log_odds = _of_sigmoid(logits, gamma, k, threshold, loss, alpha)
+    dtype, log_odds = _of_sigmoid(logits, alpha, gamma=gamma, k=k, threshold=threshold, loss=loss)
     return log_odds.astype(dtype)
 
 
@@ -200,7 +201,8 @@ def softmax_posterior(
       Charoenphakdee et al., On Focal Loss for Class-Posterior Probability Estimation: A Theoretical
       Perspective, CVPR 2021, for focal loss; the derivation holds for any other.
     """
-    return _of_softmax(logits, gamma, k, threshold, loss, alpha, axis, lambda at: at.p)
+    dtype, at = _of_softmax(logits, alpha, axis, gamma=gamma, k=k, threshold=threshold, loss=loss)
+    return at.p.astype(dtype)
 
 
 def softmax_posterior_logits(
@@ -237,75 +239,63 @@ def softmax_posterior_logits(
       >>> print(focaljax.softmax_posterior_logits(jnp.array([9.0, 1.0, -50.0]), gamma=2.0))
       [-1.126e-10 -2.291e+01 -7.390e+01]
     """
+    dtype, at = _of_softmax(logits, alpha, axis, gamma=gamma, k=k, threshold=threshold, loss=loss)
     # `margin_at` has made an infinite margin finite
-    return _of_softmax(
-        logits,
-        gamma,
-        k,
-        threshold,
-        loss,
-        alpha,
-        axis,
-        lambda at: jnp.where(at.z <= jnp.finfo(at.z.dtype).min, -jnp.inf, at.log_p),
-    )
+    return jnp.where(at.z <= jnp.finfo(at.z.dtype).min, -jnp.inf, at.log_p).astype(dtype)
 
 
 def _of_sigmoid(
-    logits: ArrayLike,
-    gamma: ArrayLike | None,
-    k: ArrayLike | None,
-    threshold: ArrayLike | None,
-    loss: _Loss | None,
-    alpha: ArrayLike | None,
+    logits: ArrayLike, alpha: ArrayLike | None, **trained_by: Any
 ) -> tuple[jnp.dtype, jax.Array]:
     """The dtype of the logits, and the log-odds of a positive in the one to compute in."""
     logits = _checks.array("logits", logits)
     _checks.floating("logits", logits)
-    line = _line(gamma, k, threshold, loss, logits)
+    line, parameters = _line(logits, None, **trained_by)
     x = logits.astype(wide(logits.dtype))
     if alpha is not None:
         _checks.within("alpha", alpha, 0.0, 1.0, open_low=True, open_high=True, dtype=x.dtype)
         alpha = _checks.beside("alpha", alpha, logits)
-    return logits.dtype, _balanced_sigmoid(line, x, alpha)
+    compute = _compiled_sigmoid if parameters else _balanced_sigmoid
+    return logits.dtype, compute(line, parameters, x, alpha)
 
 
-@compiled
-def _balanced_sigmoid(line: _Line, x: jax.Array, alpha: jax.Array | None) -> jax.Array:
+def _balanced_sigmoid(
+    line: _Line, parameters: _Parameters, x: jax.Array, alpha: jax.Array | None
+) -> jax.Array:
     def balanced(x: jax.Array) -> jax.Array:
-        at = margin_at(x)
-        return x + (jnp.log(_slope(line, -at)) - jnp.log(_slope(line, at)))
+        positive, negative = (_slope(line, parameters, at) for at in (margin_at(x), margin_at(-x)))
+        return x + (jnp.log(negative) - jnp.log(positive))
 
     result = one_visit(balanced, x)
     return result if alpha is None else result + (jnp.log1p(-alpha) - jnp.log(alpha))
 
 
+_compiled_sigmoid = jax.jit(_balanced_sigmoid, static_argnames="line")
+
+
 def _of_softmax(
-    logits: ArrayLike,
-    gamma: ArrayLike | None,
-    k: ArrayLike | None,
-    threshold: ArrayLike | None,
-    loss: _Loss | None,
-    alpha: ArrayLike | None,
-    axis: int,
-    result: Callable[[Margin], jax.Array],
-) -> jax.Array:
+    logits: ArrayLike, alpha: ArrayLike | None, axis: int, **trained_by: Any
+) -> tuple[jnp.dtype, Margin]:
+    """The dtype of the logits, and the margins of the classes in the one to compute in."""
     logits = _checks.array("logits", logits)
     _checks.floating("logits", logits)
     _checks.axis(axis, logits)
     axis = axis % logits.ndim
-    line = _line(gamma, k, threshold, loss, logits, axis)
+    line, parameters = _line(logits, axis, **trained_by)
     x = logits.astype(wide(logits.dtype))
     if alpha is not None:
         _checks.within("alpha", alpha, 0.0, open_low=True, open_high=True, dtype=x.dtype)
         alpha = _checks.along_classes("alpha", alpha, x, axis)
-    return result(margin_at(_balanced_softmax(line, x, alpha, axis))).astype(logits.dtype)
+    compute = _compiled_softmax if parameters else _balanced_softmax
+    return logits.dtype, margin_at(compute(line, parameters, x, alpha, axis))
 
 
-@partial(compiled, static_argnums=(3,))
-def _balanced_softmax(line: _Line, x: jax.Array, alpha: jax.Array | None, axis: int) -> jax.Array:
+def _balanced_softmax(
+    line: _Line, parameters: _Parameters, x: jax.Array, alpha: jax.Array | None, axis: int
+) -> jax.Array:
     def balanced(z: jax.Array) -> jax.Array:
         at: Margin = margin_at(z)
-        return at.log_p - jnp.log(_slope(line, at))
+        return at.log_p - jnp.log(_slope(line, parameters, at))
 
     log_p = one_visit(balanced, log_odds_of_classes(x, axis))
     if alpha is not None:
@@ -313,15 +303,19 @@ def _balanced_softmax(line: _Line, x: jax.Array, alpha: jax.Array | None, axis: 
     return log_odds_of_classes(jnp.where(x == -jnp.inf, x, log_p), axis)
 
 
+_compiled_softmax = jax.jit(_balanced_softmax, static_argnames=("line", "axis"))
+
+
 def _line(
+    logits: jax.Array,
+    axis: int | None,
+    *,
     gamma: ArrayLike | None,
     k: ArrayLike | None,
     threshold: ArrayLike | None,
     loss: _Loss | None,
-    logits: jax.Array,
-    axis: int | None = None,
-) -> _Line:
-    """The loss that has trained the logits, as a line of the margin."""
+) -> tuple[_Line, _Parameters]:
+    """The line that has trained the logits, and its parameters: none of one of the user's own."""
     if threshold is not None:
         raise ValueError(
             "threshold: the hard threshold loss cannot be undone. It stops moving a probability "
@@ -339,18 +333,16 @@ def _line(
             "one of your own; cross entropy is gamma=0"
         )
     if loss is not None:
-        return lambda at: loss(at.z)
+        return lambda at: loss(at.z), {}
     if k is not None:
-        k = _checks.parameter("k", k, logits, axis)
-        return Partial(_losses.soft_truncation, k=k)
+        return _losses.soft_truncation, {"k": _checks.parameter("k", k, logits, axis)}
     assert gamma is not None
-    gamma = _checks.parameter("gamma", gamma, logits, axis)
-    return Partial(_losses.focal, gamma=gamma)
+    return _losses.focal, {"gamma": _checks.parameter("gamma", gamma, logits, axis)}
 
 
-def _slope(line: _Line, at: Margin) -> jax.Array:
+def _slope(line: _Line, parameters: _Parameters, at: Margin) -> jax.Array:
     """Of a loss in log p, over that of cross entropy; not 0, so that its logarithm is finite."""
-    slope = jax.jvp(line, (at,), (at.tangent(jnp.ones_like(at.p)),))[1]
+    slope = jax.jvp(partial(line, **parameters), (at,), (at.tangent(jnp.ones_like(at.p)),))[1]
     return jnp.maximum(jnp.abs(slope), jnp.finfo(slope.dtype).tiny)
 
 

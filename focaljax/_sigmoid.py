@@ -5,11 +5,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from focaljax import _checks, _losses
-from focaljax._pointwise import Margin, compiled, log, margin_at, one_visit, wide
+from focaljax._pointwise import Margin, log, margin_at, one_visit, wide
 
 
 def sigmoid_focal_loss(
@@ -69,9 +68,7 @@ def sigmoid_focal_loss(
     References:
       Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, equations 4 and 5.
     """
-    logits, labels = arrays(logits, labels)
-    gamma = _checks.parameter("gamma", gamma, logits)
-    return _loss(Partial(_of_expected, gamma=gamma), logits, labels, alpha, where)
+    return _loss(_losses.focal, logits, labels, alpha, where, _line_of_mean, gamma=gamma)
 
 
 def sigmoid_soft_truncation_loss(
@@ -117,11 +114,7 @@ def sigmoid_soft_truncation_loss(
     References:
       Su Jianlin, kexue.fm archives 4733 (2017).
     """
-    logits, labels = arrays(logits, labels)
-    k = _checks.parameter("k", k, logits)
-    return _loss(
-        Partial(_linear, Partial(_losses.soft_truncation, k=k)), logits, labels, alpha, where
-    )
+    return _loss(_losses.soft_truncation, logits, labels, alpha, where, k=k)
 
 
 def sigmoid_hard_threshold_loss(
@@ -167,15 +160,7 @@ def sigmoid_hard_threshold_loss(
     References:
       Su Jianlin, kexue.fm archives 4293 and 4733 (2017).
     """
-    logits, labels = arrays(logits, labels)
-    threshold = _checks.parameter("threshold", threshold, logits)
-    return _loss(
-        Partial(_linear, Partial(_losses.hard_threshold, threshold=threshold)),
-        logits,
-        labels,
-        alpha,
-        where,
-    )
+    return _loss(_losses.hard_threshold, logits, labels, alpha, where, threshold=threshold)
 
 
 def sigmoid_margin_loss(
@@ -212,8 +197,7 @@ def sigmoid_margin_loss(
       >>> print(focaljax.sigmoid_margin_loss(logits, labels, squared_hinge))
       [0.   4.   2.25]
     """
-    own = partial(_linear, lambda at: loss(at.z))
-    return _loss(own, *arrays(logits, labels), alpha, where)
+    return _loss(lambda at: loss(at.z), logits, labels, alpha, where)
 
 
 def sigmoid_margin(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -261,25 +245,49 @@ def arrays(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
     return logits, labels
 
 
+_Line = Callable[..., jax.Array]  # a loss: of a `Margin` and, by keyword, of its parameters
+_OfLabel = Callable[[_Line, Margin, jax.Array], jax.Array]
+
+
+def _mean_of_line(line: _Line, at: Margin, labels: jax.Array) -> jax.Array:
+    return labels * line(at) + (1 - labels) * line(-at)
+
+
+def _line_of_mean(line: _Line, at: Margin, labels: jax.Array) -> jax.Array:
+    """As torchvision and optax have focal loss of a soft label."""
+    z, p, q, log_p, _ = (
+        labels * of_positive + (1 - labels) * of_negative
+        for of_positive, of_negative in zip(at, -at, strict=True)
+    )
+    return line(Margin(z, p, q, log_p, log_q=log(q)))
+
+
 def _loss(
-    loss: Callable[[Margin, jax.Array], jax.Array],
-    logits: jax.Array,
-    labels: jax.Array,
+    line: _Line,
+    logits: ArrayLike,
+    labels: ArrayLike,
     alpha: ArrayLike | None,
     where: ArrayLike | None,
+    of_label: _OfLabel = _mean_of_line,
+    **parameters: ArrayLike,
 ) -> jax.Array:
+    logits, labels = arrays(logits, labels)
+    checked = {name: _checks.parameter(name, value, logits) for name, value in parameters.items()}
     if where is not None:
         where = _checks.array("where", where)
         _checks.mask(where, "labels", labels)
     if alpha is not None:
         _checks.within("alpha", alpha, 0.0, 1.0, advice=": for no weights give alpha=None")
         alpha = _checks.beside("alpha", alpha, logits)
-    return _compute(loss, logits, labels, alpha, where)
+    # a line of the user's own, which has none, may close over what changes
+    compute = _compiled if parameters else _compute
+    return compute(line, of_label, checked, logits, labels, alpha, where)
 
 
-@compiled
 def _compute(
-    loss: Callable[[Margin, jax.Array], jax.Array],
+    line: _Line,
+    of_label: _OfLabel,
+    parameters: dict[str, float | jax.Array],
     logits: jax.Array,
     labels: jax.Array,
     alpha: jax.Array | None,
@@ -296,7 +304,7 @@ def _compute(
     labels = jnp.where(jnp.abs(labels - 0.5) <= 0.5, labels, jnp.nan)
 
     def weighted(logits: jax.Array, labels: jax.Array) -> jax.Array:
-        value = loss(margin_at(logits), labels)
+        value = of_label(partial(line, **parameters), margin_at(logits), labels)
         return value if alpha is None else value * (alpha * labels + (1 - alpha) * (1 - labels))
 
     value = one_visit(weighted, logits, labels)
@@ -305,18 +313,5 @@ def _compute(
     return value.astype(dtype)
 
 
-def _linear(line: Callable[[Margin], jax.Array], at: Margin, labels: jax.Array) -> jax.Array:
-    return labels * line(at) + (1 - labels) * line(-at)
-
-
-def _of_expected(at: Margin, labels: jax.Array, gamma: float | jax.Array) -> jax.Array:
-    return _losses.focal(_expected_margin(at, labels), gamma)
-
-
-def _expected_margin(at: Margin, labels: jax.Array) -> Margin:
-    """Its mean under the label, so that what is made of it is as torchvision's of a soft label."""
-    z, p, q, log_p, _ = (
-        labels * of_positive + (1 - labels) * of_negative
-        for of_positive, of_negative in zip(at, -at, strict=True)
-    )
-    return Margin(z, p, q, log_p, log_q=log(q))
+# eager code then runs one program, not many
+_compiled = jax.jit(_compute, static_argnames=("line", "of_label"), inline=True)

@@ -5,12 +5,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from focaljax import _checks, _losses
 from focaljax._classes import expected, is_class, log_odds, log_odds_of_classes, of_class
-from focaljax._pointwise import Margin, compiled, margin_at, one_visit, wide
+from focaljax._pointwise import margin_at, one_visit, wide
 
 
 def softmax_focal_loss(
@@ -74,11 +73,7 @@ def softmax_focal_loss(
       Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, equation 4, with the softmax in
       place of the sigmoid.
     """
-    logits, labels, axis = arrays(logits, labels, axis)
-    gamma = _checks.parameter("gamma", gamma, logits, axis)
-    return _loss(
-        Partial(_of_margin, Partial(_losses.focal, gamma=gamma)), logits, labels, alpha, axis, where
-    )
+    return _loss(_losses.focal, logits, labels, alpha, axis, where, gamma=gamma)
 
 
 def softmax_soft_truncation_loss(
@@ -124,16 +119,7 @@ def softmax_soft_truncation_loss(
     References:
       Su Jianlin, kexue.fm archives 4733 (2017), for two classes.
     """
-    logits, labels, axis = arrays(logits, labels, axis)
-    k = _checks.parameter("k", k, logits, axis)
-    return _loss(
-        Partial(_of_margin, Partial(_losses.soft_truncation, k=k)),
-        logits,
-        labels,
-        alpha,
-        axis,
-        where,
-    )
+    return _loss(_losses.soft_truncation, logits, labels, alpha, axis, where, k=k)
 
 
 def softmax_hard_threshold_loss(
@@ -178,10 +164,7 @@ def softmax_hard_threshold_loss(
     References:
       Su Jianlin, kexue.fm archives 4293 and 4733 (2017).
     """
-    logits, labels, axis = arrays(logits, labels, axis)
-    threshold = _checks.parameter("threshold", threshold, logits, axis)
-    line = Partial(_losses.hard_threshold, threshold=threshold)
-    return _loss(Partial(_of_margin, line), logits, labels, alpha, axis, where)
+    return _loss(_losses.hard_threshold, logits, labels, alpha, axis, where, threshold=threshold)
 
 
 def su_softmax_soft_truncation_loss(
@@ -228,9 +211,7 @@ def su_softmax_soft_truncation_loss(
     References:
       Su Jianlin, kexue.fm archives 4733 (2017).
     """
-    logits, labels, axis = arrays(logits, labels, axis)
-    k = _checks.parameter("k", k, logits, axis)
-    return _loss(Partial(_literal, k), logits, labels, alpha, axis, where)
+    return _loss(_losses.cross_entropy, logits, labels, alpha, axis, where, _literal, k=k)
 
 
 def softmax_margin_loss(
@@ -272,12 +253,7 @@ def softmax_margin_loss(
       >>> print(focaljax.softmax_margin_loss(logits, jnp.array([0, 0]), squared_hinge))
       [0.      7.91444]
     """
-    logits, labels, axis = arrays(logits, labels, axis)
-
-    def line(at: Margin) -> jax.Array:
-        return loss(at.z)
-
-    return _loss(partial(_of_margin, line), logits, labels, alpha, axis, where)
+    return _loss(lambda at: loss(at.z), logits, labels, alpha, axis, where)
 
 
 def softmax_margin(logits: ArrayLike, labels: ArrayLike, *, axis: int = -1) -> jax.Array:
@@ -351,33 +327,76 @@ def _are_ids(labels: jax.Array) -> bool:
     return jnp.issubdtype(labels.dtype, jnp.integer)
 
 
-_Loss = Callable[[jax.Array, jax.Array, jax.Array, int], jax.Array]  # logits, labels, weights, axis
+_Line = Callable[..., jax.Array]  # a loss: of a `Margin` and, by keyword, of its parameters
+_Parameters = dict[str, float | jax.Array]
+
+
+def _of_margin(
+    line: _Line,
+    parameters: _Parameters,
+    logits: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    axis: int,
+) -> jax.Array:
+    line = partial(line, **parameters)
+    if not _are_ids(labels):
+        return expected(line, logits, labels, weights, axis)
+    z = log_odds(logits, labels, axis)
+    return one_visit(lambda z, weights: line(margin_at(z)) * weights, z, weights)
+
+
+def _literal(
+    line: _Line,
+    parameters: _Parameters,
+    logits: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    axis: int,
+) -> jax.Array:
+    """Su's: the line, weighed by softmax(-K x) in place of a function of the margin."""
+    logits = logits.astype(weights.dtype)
+    negated = jnp.where(logits == -jnp.inf, logits, -_losses.number(parameters["k"]) * logits)
+    if _are_ids(labels):
+        z, negated_z = (log_odds(x, labels, axis) for x in (logits, negated))
+    else:
+        z, negated_z = (log_odds_of_classes(x, axis) for x in (logits, negated))
+        weights = labels.astype(weights.dtype) * weights
+    weights = weights * margin_at(negated_z).p
+    value = one_visit(lambda z, weights: line(margin_at(z)) * weights, z, weights)
+    return jnp.sum(value, axis, keepdims=True)
 
 
 def _loss(
-    loss: _Loss,
-    logits: jax.Array,
-    labels: jax.Array,
+    line: _Line,
+    logits: ArrayLike,
+    labels: ArrayLike,
     alpha: ArrayLike | None,
     axis: int,
     where: ArrayLike | None,
+    head: Callable[..., jax.Array] = _of_margin,
+    **parameters: ArrayLike,
 ) -> jax.Array:
+    logits, labels, axis = arrays(logits, labels, axis)
+    checked = {n: _checks.parameter(n, value, logits, axis) for n, value in parameters.items()}
     if where is not None:
         where = _checks.array("where", where)
         of_classes = where.ndim == logits.ndim
         masked = logits if of_classes else _checks.loss_of(logits, axis)
         _checks.mask(where, "logits" if of_classes else "the loss", masked)
     if alpha is not None:
-        _checks.within(
-            "alpha", alpha, 0.0, open_high=True, advice=": for no weights give alpha=None"
-        )
+        advice = ": for no weights give alpha=None"
+        _checks.within("alpha", alpha, 0.0, open_high=True, advice=advice)
         alpha = _checks.along_classes("alpha", alpha, logits, axis)
-    return _compute(loss, logits, labels, alpha, axis, where)
+    # a line of the user's own, which has none, may close over what changes
+    compute = _compiled if parameters else _compute
+    return compute(line, head, checked, logits, labels, alpha, axis, where)
 
 
-@partial(compiled, static_argnums=(4,))
 def _compute(
-    loss: _Loss,
+    line: _Line,
+    head: Callable[..., jax.Array],
+    parameters: _Parameters,
     logits: jax.Array,
     labels: jax.Array,
     alpha: jax.Array | None,
@@ -402,36 +421,11 @@ def _compute(
     weights = jnp.ones((), wide(dtype)) if alpha is None else alpha
     if alpha is not None and _are_ids(labels):
         weights = of_class(alpha, logits, labels, axis)
-    value = loss(logits, labels, weights, axis)
+    value = head(line, parameters, logits, labels, weights, axis)
     if examples is not None:
         value = jnp.where(examples, value, 0.0)
     return jnp.squeeze(value, axis).astype(dtype)
 
 
-def _of_margin(
-    line: Callable[[Margin], jax.Array],
-    logits: jax.Array,
-    labels: jax.Array,
-    weights: jax.Array,
-    axis: int,
-) -> jax.Array:
-    if not _are_ids(labels):
-        return expected(line, logits, labels, weights, axis)
-    z = log_odds(logits, labels, axis)
-    return one_visit(lambda z, weights: line(margin_at(z)) * weights, z, weights)
-
-
-def _literal(
-    k: float | jax.Array, logits: jax.Array, labels: jax.Array, weights: jax.Array, axis: int
-) -> jax.Array:
-    """Su's: softmax(-K x) times the cross entropy of the class."""
-    logits = logits.astype(weights.dtype)
-    negated = jnp.where(logits == -jnp.inf, logits, -_losses.number(k) * logits)
-    if _are_ids(labels):
-        z, negated_z = (log_odds(x, labels, axis) for x in (logits, negated))
-    else:
-        z, negated_z = (log_odds_of_classes(x, axis) for x in (logits, negated))
-        weights = labels.astype(weights.dtype) * weights
-    weights = weights * margin_at(negated_z).p
-    value = one_visit(lambda z, weights: -margin_at(z).log_p * weights, z, weights)
-    return jnp.sum(value, axis, keepdims=True)
+# eager code then runs one program, not many
+_compiled = jax.jit(_compute, static_argnames=("line", "head", "axis"), inline=True)
