@@ -200,8 +200,10 @@ def _loss_and_gradient(
         return at, mass * value, mass * slope
 
     logits, labels = _anew(logits, labels)
-    at, value, slope = visit(logits, labels)
-    terms = value, slope, slope - slope * _is_top(at)
+    (_, value, _), (_, _, slope), (at, _, slope_of_all) = (
+        visit(spelled, labels) for spelled in _spelled_apart(logits.astype(dtype))
+    )
+    terms = value, slope, slope_of_all * (1 - _is_top(at))
     loss, slope_sum, below_sum = (jnp.sum(term, axis, keepdims=True) for term in terms)
     any_infinite = (top >= largest) | (bottom == -jnp.inf)
     loss = jnp.where(any_infinite & infinite(loss), jnp.inf, loss)
@@ -296,6 +298,26 @@ def _anew(*arrays: jax.Array) -> tuple[jax.Array, ...]:
         default=lambda *arrays: lax.optimization_barrier(arrays),
     )
     return same
+
+
+def _spelled_apart(logits: jax.Array) -> tuple[jax.Array, ...]:
+    """The same three times, and to XLA three: what is made of them then goes through memory once.
+
+    It writes out what two sums share; the compiler of the code for an element finds it anyway.
+    """
+
+    def apart(logits: jax.Array) -> tuple[jax.Array, ...]:
+        infinity = jnp.asarray(jnp.inf, logits.dtype)
+        largest = jnp.asarray(jnp.finfo(logits.dtype).max, logits.dtype)
+        return logits, *(lax.clamp(-infinity, logits, most) for most in (infinity, largest))
+
+    def same(logits: jax.Array) -> tuple[jax.Array, ...]:
+        return logits, logits, logits
+
+    spelled: tuple[jax.Array, ...] = lax.platform_dependent(
+        logits, cpu=same, tpu=same, default=apart
+    )
+    return spelled
 
 
 def _may_be_sharded(logits: jax.Array, axis: int) -> bool:

@@ -22,11 +22,11 @@ def cross_entropy(at: Margin) -> jax.Array:
 
 
 def focal(at: Margin, gamma: float | jax.Array) -> jax.Array:
-    return focal_weight(at, gamma) * cross_entropy(at)
+    return -focal_weight(at, gamma) * at.log_p
 
 
 def soft_truncation(at: Margin, k: float | jax.Array) -> jax.Array:
-    return soft_truncation_weight(at, k) * cross_entropy(at)
+    return -soft_truncation_weight(at, k) * at.log_p
 
 
 def hard_threshold(at: Margin, threshold: float | jax.Array) -> jax.Array:

@@ -404,26 +404,26 @@ def _compute(
     where: jax.Array | None,
 ) -> jax.Array:
     dtype = logits.dtype
-    examples = None
+    if where is not None and where.ndim < logits.ndim:
+        where = jnp.expand_dims(where, axis)
+    elif where is not None:
+        logits = jnp.where(where, logits, -jnp.inf)
+        if _are_ids(labels):
+            is_there = jnp.any(where & is_class(logits, labels, axis), axis, keepdims=True)
+            labels = jnp.where(is_there, labels, -1)
+        else:
+            labels = jnp.where(where, labels, 0)
+        where = jnp.any(where, axis, keepdims=True)
     if where is not None:
-        examples = jnp.expand_dims(where, axis) if where.ndim < logits.ndim else None
-        if examples is None:
-            logits = jnp.where(where, logits, -jnp.inf)
-            if _are_ids(labels):
-                is_there = jnp.any(where & is_class(logits, labels, axis), axis, keepdims=True)
-                labels = jnp.where(is_there, labels, -1)
-            else:
-                labels = jnp.where(where, labels, 0)
-            examples = jnp.any(where, axis, keepdims=True)
         # before the loss: a NaN or an infinity that is masked only afterwards has a NaN gradient
-        logits = jnp.where(examples, logits, 0.0)
-        labels = jnp.where(examples, labels, 0)
+        logits = jnp.where(where, logits, 0.0)
+        labels = jnp.where(where, labels, 0)
     weights = jnp.ones((), wide(dtype)) if alpha is None else alpha
     if alpha is not None and _are_ids(labels):
         weights = of_class(alpha, logits, labels, axis)
     value = head(line, parameters, logits, labels, weights, axis)
-    if examples is not None:
-        value = jnp.where(examples, value, 0.0)
+    if where is not None:
+        value = jnp.where(where, value, 0.0)
     return jnp.squeeze(value, axis).astype(dtype)
 
 

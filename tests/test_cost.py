@@ -1,4 +1,8 @@
-"""The cost promise, as far as it shows without the compilers of TPUs and GPUs."""
+"""The cost promise: the size of programs, and where both compilers are here what they count."""
+
+import importlib.util
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -30,3 +34,23 @@ def test_a_hessian_vector_product_is_small(case, labels, most):
 
     text = str(jax.make_jaxpr(product)(X, X))
     assert len(text.splitlines()) <= 3 * most
+
+
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("libtpu", "jax_cuda13_plugin"))),
+    reason="needs the compilers of focaljax[benchmarks]: make cost runs it",
+)
+def test_compilers_count_what_is_promised(monkeypatch):
+    """A GPU's instructions and time, a TPU's transcendentals, bytes of both, of every loss."""
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[1] / "benchmarks"), *sys.path])
+    import cost
+
+    faults = [
+        (device, case.name, case.labels, dtype, cost.broken(device, case, dtype, found))
+        for device in cost.DEVICES
+        for case in (*cost.SIGMOID, *cost.SOFTMAX)
+        if case.bounds and case.shape[0] >= 2**17
+        for dtype in cost.DTYPES
+        for found in [cost.cost(device, case, dtype)]
+    ]
+    assert not [fault for fault in faults if fault[-1]]
