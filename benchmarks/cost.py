@@ -84,7 +84,8 @@ SIGMOID = [
     ),
     Case(
         "one's own: softplus(-z) + sigmoid(-z)",
-        partial(focaljax.sigmoid_margin_loss, loss=own), ANCHORS, "each", Bounds(1.001, (1.15, 1.52)),
+        partial(focaljax.sigmoid_margin_loss, loss=own), ANCHORS, "each",
+        Bounds(1.001, (1.15, 1.52)),
     ),
     Case("focal, gamma 2", FOCAL, ANCHORS, "one-hot", OF_IDS),
     Case(

@@ -115,7 +115,16 @@ PLAN = [
 
 
 @pytest.mark.parametrize(("case", "value", "traced"), PLAN)
-def test_hard_labels(case, value, traced, dtype):
+def test_hard_labels(case, value, traced):
+    hold_hard_labels(case, value, traced, np.float32)
+
+
+@pytest.mark.parametrize(("case", "value", "traced"), PLAN[1::4])
+def test_hard_labels_in_float64(case, value, traced, float64):
+    hold_hard_labels(case, value, traced, np.float64)
+
+
+def hold_hard_labels(case, value, traced, dtype):
     z = grid(1000 if DENSE_WORKS else 80, dtype)
     z, bound = z[off_step(z, case, value)], bound_of(case, value, traced)
     parameter = np.full(z.shape, value, dtype)
@@ -258,15 +267,24 @@ def distributions(x, ids):
 GAMMAS, KS = (0.1, 0.5, 2.5, 5.0, 8.3), (0.1, 0.5, 1.4428, 2.0, 10.0)
 SOFTMAX_PLAN = [
     *((3, FOCAL, (gamma,), soft) for gamma in (0, 2, 5) for soft in (False, True)),
-    (3, FOCAL, GAMMAS, False), pytest.param(3, FOCAL, GAMMAS, True),
-    (3, SOFT, KS, False), pytest.param(3, SOFT, KS, True),
+    (3, FOCAL, GAMMAS, False), (3, FOCAL, GAMMAS, True),
+    (3, SOFT, KS, False), (3, SOFT, KS, True),
     (2, FOCAL, (4,), False), (3, HARD, (0.9,), False), (30, FOCAL, (2,), True),
     (300, FOCAL, (2,), False),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("classes", "case", "values", "soft"), SOFTMAX_PLAN)
-def test_softmax(classes, case, values, soft, dtype):
+def test_softmax(classes, case, values, soft):
+    hold_softmax(classes, case, values, soft, np.float32)
+
+
+@pytest.mark.parametrize(("classes", "case", "values", "soft"), SOFTMAX_PLAN[2:8:2])
+def test_softmax_in_float64(classes, case, values, soft, float64):
+    hold_softmax(classes, case, values, soft, np.float64)
+
+
+def hold_softmax(classes, case, values, soft, dtype):
     """One value is known when tracing; several are traced, one for each row in turn."""
     x, labels = examples(classes, {2: 300, 3: 300, 30: 30, 300: 9}[classes], dtype)
     if case is HARD:
