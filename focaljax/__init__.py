@@ -1,6 +1,7 @@
 """Losses for imbalanced data in JAX: focal, soft truncation, hard threshold."""
 
 from focaljax._balance import class_balanced_weights as class_balanced_weights
+from focaljax._balance import logit_adjustment as logit_adjustment
 from focaljax._balance import prior_bias as prior_bias
 from focaljax._balance import prior_bias_init as prior_bias_init
 from focaljax._losses import focal_modulation as focal_modulation
@@ -17,6 +18,21 @@ from focaljax._posterior import softmax_posterior_logits as softmax_posterior_lo
 from focaljax._posterior import softmax_prior_shift as softmax_prior_shift
 from focaljax._reduce import normalize_by_positives as normalize_by_positives
 from focaljax._reduce import reduce_mean as reduce_mean
+from focaljax._relatives import distribution_focal_loss as distribution_focal_loss
+from focaljax._relatives import matching_cost as matching_cost
+from focaljax._relatives import sigmoid_asymmetric_loss as sigmoid_asymmetric_loss
+from focaljax._relatives import sigmoid_focal_star_loss as sigmoid_focal_star_loss
+from focaljax._relatives import sigmoid_gaussian_focal_loss as sigmoid_gaussian_focal_loss
+from focaljax._relatives import sigmoid_iou_aware_loss as sigmoid_iou_aware_loss
+from focaljax._relatives import sigmoid_matchability_loss as sigmoid_matchability_loss
+from focaljax._relatives import sigmoid_poly1_loss as sigmoid_poly1_loss
+from focaljax._relatives import sigmoid_quality_focal_loss as sigmoid_quality_focal_loss
+from focaljax._relatives import sigmoid_reduced_focal_loss as sigmoid_reduced_focal_loss
+from focaljax._relatives import sigmoid_smoothed_focal_loss as sigmoid_smoothed_focal_loss
+from focaljax._relatives import sigmoid_varifocal_loss as sigmoid_varifocal_loss
+from focaljax._relatives import softmax_asymmetric_loss as softmax_asymmetric_loss
+from focaljax._relatives import softmax_poly1_loss as softmax_poly1_loss
+from focaljax._relatives import softmax_reduced_focal_loss as softmax_reduced_focal_loss
 from focaljax._sigmoid import sigmoid_focal_loss as sigmoid_focal_loss
 from focaljax._sigmoid import sigmoid_hard_threshold_loss as sigmoid_hard_threshold_loss
 from focaljax._sigmoid import sigmoid_margin as sigmoid_margin

@@ -59,6 +59,52 @@ def class_balanced_weights(counts: ArrayLike, *, beta: ArrayLike = 0.999) -> jax
     return weights * (weights.size / jnp.sum(weights))
 
 
+def logit_adjustment(
+    logits: ArrayLike, *, prior: ArrayLike, tau: ArrayLike = 1.0, axis: int = -1
+) -> jax.Array:
+    r"""Logits to train with on classes of very different frequency.
+
+    .. math::
+        x_c + \tau \log \pi_c
+
+    Train with a softmax loss of these, and decide by the logits alone: the rare classes then have
+    the margin that they lack in number. Likewise at test time subtract it, by tau = -1, from logits
+    that were trained without.
+
+    Args:
+      logits: floating point, at least one axis.
+      prior: the share of each class in the training data, above 0, shape (C,). Counts will do,
+        since a common factor changes no softmax.
+      tau: how much of it; any number, which may be traced.
+      axis: the axis of the classes.
+
+    Returns:
+      Logits in the shape and dtype of `logits`; computed in at least float32.
+
+    Raises:
+      AssertionError: when a shape or dtype is not as above.
+      ValueError: when `axis`, or a prior known at trace time, is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import focaljax
+      >>> print(focaljax.logit_adjustment(jnp.zeros(2), prior=jnp.array([0.9, 0.1])))
+      [-0.10536 -2.30258]
+
+    References:
+      Menon et al., Long-tail Learning via Logit Adjustment, ICLR 2021, equations 9 and 10.
+    """
+    logits = _checks.array("logits", logits)
+    _checks.floating("logits", logits)
+    _checks.axis(axis, logits)
+    _checks.within("prior", prior, 0.0, open_low=True, open_high=True)
+    wide_logits = logits.astype(wide(logits.dtype))
+    log_prior = jnp.log(_checks.along_classes("prior", prior, wide_logits, axis))
+    tau = _checks.array("tau", tau)
+    _checks.broadcasts("tau", tau, ())
+    return (wide_logits + tau.astype(wide_logits.dtype) * log_prior).astype(logits.dtype)
+
+
 def prior_bias(prior: ArrayLike = 0.01) -> jax.Array:
     r"""The bias of a sigmoid head that starts by predicting `prior` everywhere.
 

@@ -127,7 +127,9 @@ def within(
         number < high if open_high else number <= high
     )
     if not np.all(inside):
-        if math.isinf(high):
+        if math.isinf(low):
+            wanted = "finite"
+        elif math.isinf(high):
             wanted = f"{'above' if open_low else 'at least'} {low:g} and finite"
         else:
             wanted = f"in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
@@ -138,6 +140,16 @@ _RANGES: dict[str, tuple[float, float, bool, bool]] = {  # low, high, and whethe
     "gamma": (0, math.inf, False, True),
     "k": (0, math.inf, True, True),
     "threshold": (0, 1, True, True),
+    "alpha": (0, math.inf, False, True),
+    "beta": (0, math.inf, False, True),
+    "epsilon": (-math.inf, math.inf, True, True),
+    "offset": (-math.inf, math.inf, True, True),
+    "steepness": (0, math.inf, True, True),
+    "margin": (0, 1, False, True),
+    "mixing": (0, 1, False, False),
+    "label_smoothing": (0, 1, False, False),
+    "gamma_positive": (0, math.inf, False, True),
+    "gamma_negative": (0, math.inf, False, True),
 }
 
 
@@ -239,4 +251,18 @@ def class_ids(labels: jax.Array, logits: jax.Array, axis: int) -> None:
         custom_message=f"labels must be integers where they are class ids, got {labels.dtype}: "
         "cast by labels.astype(jnp.int32), or give distributions in the shape of logits, "
         f"{logits.shape}",
+    )
+
+
+def batches(name: str, ids: jax.Array, logits: jax.Array) -> None:
+    """Class ids for rows of logits [..., rows, classes]: [..., any number]."""
+    chex.assert_shape(
+        ids,
+        (*logits.shape[:-2], None),
+        custom_message=f"{name} must have the shape of logits, {logits.shape}, without its last "
+        f"two axes and with one for the objects, got {ids.shape}: pad the objects, and mask them "
+        "by where",
+    )
+    chex.assert_type(
+        ids, int, custom_message=f"{name} must be integers, got {ids.dtype}: class ids"
     )

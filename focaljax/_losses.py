@@ -10,35 +10,134 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
 from focaljax import _checks
-from focaljax._pointwise import Margin, margin_at, sqrt, wide
+from focaljax._pointwise import Margin, log, margin_at, sqrt, wide
+
+_Number = float | jax.Array
 
 
 def cross_entropy(at: Margin) -> jax.Array:
     return -at.log_p
 
 
-def focal(at: Margin, gamma: float | jax.Array) -> jax.Array:
+def focal(at: Margin, gamma: _Number) -> jax.Array:
     return -focal_weight(at, gamma) * at.log_p
 
 
-def soft_truncation(at: Margin, k: float | jax.Array) -> jax.Array:
+def soft_truncation(at: Margin, k: _Number) -> jax.Array:
     return -soft_truncation_weight(at, k) * at.log_p
 
 
-def hard_threshold(at: Margin, threshold: float | jax.Array) -> jax.Array:
+def hard_threshold(at: Margin, threshold: _Number) -> jax.Array:
     return jnp.where(at.p > number(threshold), 0.0, cross_entropy(at))
 
 
-def focal_weight(at: Margin, gamma: float | jax.Array) -> jax.Array:
+def poly1(at: Margin, gamma: _Number, epsilon: _Number) -> jax.Array:
+    return focal(at, gamma) + number(epsilon) * focal_weight(at, gamma) * at.q
+
+
+def reduced_focal(at: Margin, gamma: _Number, threshold: _Number) -> jax.Array:
+    relative = jnp.minimum(at.q / (1 - number(threshold)), 1)
+    return -_power_of(relative, gamma) * at.log_p
+
+
+def focal_star(at: Margin, steepness: _Number, offset: _Number) -> jax.Array:
+    scaled: Margin = margin_at(number(steepness) * at.z + number(offset))
+    return -scaled.log_p / number(steepness)
+
+
+# --- lines of the margin of a positive and of a label between 0 and 1 -----------------------------
+# `of_weight` is applied to the weight: nothing, or a stop to its gradient.
+
+_OfWeight = Callable[[jax.Array], jax.Array]
+
+
+def binary_cross_entropy(at: Margin, label: jax.Array) -> jax.Array:
+    return -(label * at.log_p + (1 - label) * at.log_q)
+
+
+def quality_focal(at: Margin, label: jax.Array, of_weight: _OfWeight, beta: _Number) -> jax.Array:
+    difference = jnp.abs(label * at.q - (1 - label) * at.p)
+    return of_weight(_power_of(difference, beta)) * binary_cross_entropy(at, label)
+
+
+def varifocal(
+    at: Margin, label: jax.Array, of_weight: _OfWeight, alpha: _Number, gamma: _Number
+) -> jax.Array:
+    of_negative = number(alpha) * _power_of(at.p, gamma)
+    weight = of_weight(jnp.where(label > 0, label, of_negative))
+    return weight * binary_cross_entropy(at, label)
+
+
+def _towards(at: Margin, log_target: jax.Array) -> jax.Array:
+    """Cross entropy of a target, by its logarithm: 1 - target loses digits where it is near 1."""
+    return -(jnp.exp(log_target) * at.log_p - jnp.expm1(log_target) * at.log_q)
+
+
+def matchability(at: Margin, label: jax.Array, of_weight: _OfWeight, gamma: _Number) -> jax.Array:
+    of_other = (1 - label) * of_weight(_power_of(at.p, gamma)) * -at.log_q
+    return jnp.where(label > 0, _towards(at, number(gamma) * log(label)), of_other)
+
+
+def iou_aware(
+    at: Margin, label: jax.Array, of_weight: _OfWeight, mixing: _Number, gamma: _Number
+) -> jax.Array:
+    mixed = number(mixing) * at.log_p + (1 - number(mixing)) * log(label)
+    log_target = lax.stop_gradient(jnp.maximum(mixed, float(np.log(0.01))))
+    of_other = (1 - label) * of_weight(_power_of(at.p, gamma)) * -at.log_q
+    return jnp.where(label > 0, _towards(at, log_target), of_other)
+
+
+def gaussian_focal(
+    at: Margin, label: jax.Array, of_weight: _OfWeight, alpha: _Number, beta: _Number
+) -> jax.Array:
+    of_peak = of_weight(_power_of(at.q, alpha)) * -at.log_p
+    of_other = _power_of(1 - label, beta) * of_weight(_power_of(at.p, alpha)) * -at.log_q
+    return jnp.where(label == 1, of_peak, of_other)
+
+
+def asymmetric(
+    at: Margin,
+    label: jax.Array,
+    of_weight: _OfWeight,
+    gamma_positive: _Number,
+    gamma_negative: _Number,
+    margin: _Number,
+) -> jax.Array:
+    of_positive = of_weight(_power_of(at.q, gamma_positive)) * -at.log_p
+    shifted = jnp.maximum(at.p - number(margin), 0)
+    # 1 - shifted, whose digits near 0 are those of q
+    log_rest = jnp.where(shifted > 0.5, log(at.q + number(margin)), jnp.log1p(-shifted))
+    log_rest = at.log_q if isinstance(margin, float) and margin == 0 else log_rest
+    of_negative = of_weight(_power_of(shifted, gamma_negative)) * -log_rest
+    return label * of_positive + (1 - label) * of_negative
+
+
+def smoothed_focal(
+    at: Margin,
+    label: jax.Array,
+    of_weight: _OfWeight,
+    gamma: _Number,
+    label_smoothing: _Number,
+) -> jax.Array:
+    weight = of_weight(_power_of(label * at.q + (1 - label) * at.p, gamma))
+    smoothed = label + number(label_smoothing) * (0.5 - label)
+    return weight * binary_cross_entropy(at, smoothed)
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+def focal_weight(at: Margin, gamma: _Number) -> jax.Array:
     """The modulating factor (1 - p)^gamma."""
     return _power(at.q, gamma) if isinstance(gamma, float) else jnp.exp(gamma * at.log_q)
 
 
-def soft_truncation_weight(at: Margin, k: float | jax.Array) -> jax.Array:
+def soft_truncation_weight(at: Margin, k: _Number) -> jax.Array:
     """The modulating factor sigmoid(-k z)."""
     weight: jax.Array
     if isinstance(k, float) and k >= 1:
@@ -48,15 +147,22 @@ def soft_truncation_weight(at: Margin, k: float | jax.Array) -> jax.Array:
     return weight
 
 
-def hard_threshold_weight(at: Margin, threshold: float | jax.Array) -> jax.Array:
+def hard_threshold_weight(at: Margin, threshold: _Number) -> jax.Array:
     """1 where p <= threshold, 0 above, NaN at NaN."""
     threshold = number(threshold)
     return jnp.where(at.p > threshold, 0.0, jnp.where(at.p <= threshold, 1.0, at.p))
 
 
-def number(parameter: float | jax.Array) -> float | jax.Array:
+def number(parameter: _Number) -> _Number:
     """A known parameter as the Python number that takes any dtype."""
     return float(parameter) if isinstance(parameter, float) else parameter
+
+
+def _power_of(base: jax.Array, exponent: _Number) -> jax.Array:
+    """A power of a number in [0, 1], 0 ** 0 is 1."""
+    if isinstance(exponent, float) and exponent <= 16 and 2 * exponent == round(2 * exponent):
+        return _power(base, exponent)
+    return jnp.exp(number(exponent) * log(base))
 
 
 def _power(base: jax.Array, exponent: float) -> jax.Array:
@@ -174,7 +280,7 @@ def hard_threshold_modulation(margin: ArrayLike, *, threshold: ArrayLike) -> jax
 
 
 def _weight(
-    weight: Callable[[Margin, float | jax.Array], jax.Array],
+    weight: Callable[[Margin, _Number], jax.Array],
     margin: ArrayLike,
     name: str,
     value: ArrayLike,

@@ -68,7 +68,7 @@ def sigmoid_focal_loss(
     References:
       Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, equations 4 and 5.
     """
-    return _loss(_losses.focal, logits, labels, alpha, where, _line_of_mean, gamma=gamma)
+    return elementwise_loss(_losses.focal, logits, labels, alpha, where, line_of_mean, gamma=gamma)
 
 
 def sigmoid_soft_truncation_loss(
@@ -114,7 +114,7 @@ def sigmoid_soft_truncation_loss(
     References:
       Su Jianlin, kexue.fm archives 4733 (2017).
     """
-    return _loss(_losses.soft_truncation, logits, labels, alpha, where, k=k)
+    return elementwise_loss(_losses.soft_truncation, logits, labels, alpha, where, k=k)
 
 
 def sigmoid_hard_threshold_loss(
@@ -160,7 +160,9 @@ def sigmoid_hard_threshold_loss(
     References:
       Su Jianlin, kexue.fm archives 4293 and 4733 (2017).
     """
-    return _loss(_losses.hard_threshold, logits, labels, alpha, where, threshold=threshold)
+    return elementwise_loss(
+        _losses.hard_threshold, logits, labels, alpha, where, threshold=threshold
+    )
 
 
 def sigmoid_margin_loss(
@@ -197,7 +199,7 @@ def sigmoid_margin_loss(
       >>> print(focaljax.sigmoid_margin_loss(logits, labels, squared_hinge))
       [0.   4.   2.25]
     """
-    return _loss(lambda at: loss(at.z), logits, labels, alpha, where)
+    return elementwise_loss(lambda at: loss(at.z), logits, labels, alpha, where)
 
 
 def sigmoid_margin(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -245,15 +247,15 @@ def arrays(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
     return logits, labels
 
 
-_Line = Callable[..., jax.Array]  # a loss: of a `Margin` and, by keyword, of its parameters
-_OfLabel = Callable[[_Line, Margin, jax.Array], jax.Array]
+Line = Callable[..., jax.Array]  # a loss: of a `Margin` and, by keyword, of its parameters
+OfLabel = Callable[[Line, Margin, jax.Array], jax.Array]
 
 
-def _mean_of_line(line: _Line, at: Margin, labels: jax.Array) -> jax.Array:
+def mean_of_line(line: Line, at: Margin, labels: jax.Array) -> jax.Array:
     return labels * line(at) + (1 - labels) * line(-at)
 
 
-def _line_of_mean(line: _Line, at: Margin, labels: jax.Array) -> jax.Array:
+def line_of_mean(line: Line, at: Margin, labels: jax.Array) -> jax.Array:
     """As torchvision and optax have focal loss of a soft label."""
     z, p, q, log_p, _ = (
         labels * of_positive + (1 - labels) * of_negative
@@ -262,13 +264,14 @@ def _line_of_mean(line: _Line, at: Margin, labels: jax.Array) -> jax.Array:
     return line(Margin(z, p, q, log_p, log_q=log(q)))
 
 
-def _loss(
-    line: _Line,
+def elementwise_loss(
+    line: Line,
     logits: ArrayLike,
     labels: ArrayLike,
     alpha: ArrayLike | None,
     where: ArrayLike | None,
-    of_label: _OfLabel = _mean_of_line,
+    of_label: OfLabel = mean_of_line,
+    /,
     **parameters: ArrayLike,
 ) -> jax.Array:
     logits, labels = arrays(logits, labels)
@@ -285,8 +288,8 @@ def _loss(
 
 
 def _compute(
-    line: _Line,
-    of_label: _OfLabel,
+    line: Line,
+    of_label: OfLabel,
     parameters: dict[str, float | jax.Array],
     logits: jax.Array,
     labels: jax.Array,

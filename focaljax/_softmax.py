@@ -73,7 +73,7 @@ def softmax_focal_loss(
       Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, equation 4, with the softmax in
       place of the sigmoid.
     """
-    return _loss(_losses.focal, logits, labels, alpha, axis, where, gamma=gamma)
+    return loss_of_classes(_losses.focal, logits, labels, alpha, axis, where, gamma=gamma)
 
 
 def softmax_soft_truncation_loss(
@@ -119,7 +119,7 @@ def softmax_soft_truncation_loss(
     References:
       Su Jianlin, kexue.fm archives 4733 (2017), for two classes.
     """
-    return _loss(_losses.soft_truncation, logits, labels, alpha, axis, where, k=k)
+    return loss_of_classes(_losses.soft_truncation, logits, labels, alpha, axis, where, k=k)
 
 
 def softmax_hard_threshold_loss(
@@ -164,7 +164,9 @@ def softmax_hard_threshold_loss(
     References:
       Su Jianlin, kexue.fm archives 4293 and 4733 (2017).
     """
-    return _loss(_losses.hard_threshold, logits, labels, alpha, axis, where, threshold=threshold)
+    return loss_of_classes(
+        _losses.hard_threshold, logits, labels, alpha, axis, where, threshold=threshold
+    )
 
 
 def su_softmax_soft_truncation_loss(
@@ -211,7 +213,7 @@ def su_softmax_soft_truncation_loss(
     References:
       Su Jianlin, kexue.fm archives 4733 (2017).
     """
-    return _loss(_losses.cross_entropy, logits, labels, alpha, axis, where, _literal, k=k)
+    return loss_of_classes(_losses.cross_entropy, logits, labels, alpha, axis, where, _literal, k=k)
 
 
 def softmax_margin_loss(
@@ -253,7 +255,7 @@ def softmax_margin_loss(
       >>> print(focaljax.softmax_margin_loss(logits, jnp.array([0, 0]), squared_hinge))
       [0.      7.91444]
     """
-    return _loss(lambda at: loss(at.z), logits, labels, alpha, axis, where)
+    return loss_of_classes(lambda at: loss(at.z), logits, labels, alpha, axis, where)
 
 
 def softmax_margin(logits: ArrayLike, labels: ArrayLike, *, axis: int = -1) -> jax.Array:
@@ -327,12 +329,12 @@ def _are_ids(labels: jax.Array) -> bool:
     return jnp.issubdtype(labels.dtype, jnp.integer)
 
 
-_Line = Callable[..., jax.Array]  # a loss: of a `Margin` and, by keyword, of its parameters
+Line = Callable[..., jax.Array]  # a loss: of a `Margin` and, by keyword, of its parameters
 _Parameters = dict[str, float | jax.Array]
 
 
 def _of_margin(
-    line: _Line,
+    line: Line,
     parameters: _Parameters,
     logits: jax.Array,
     labels: jax.Array,
@@ -347,7 +349,7 @@ def _of_margin(
 
 
 def _literal(
-    line: _Line,
+    line: Line,
     parameters: _Parameters,
     logits: jax.Array,
     labels: jax.Array,
@@ -367,8 +369,8 @@ def _literal(
     return jnp.sum(value, axis, keepdims=True)
 
 
-def _loss(
-    line: _Line,
+def loss_of_classes(
+    line: Line,
     logits: ArrayLike,
     labels: ArrayLike,
     alpha: ArrayLike | None,
@@ -394,7 +396,7 @@ def _loss(
 
 
 def _compute(
-    line: _Line,
+    line: Line,
     head: Callable[..., jax.Array],
     parameters: _Parameters,
     logits: jax.Array,

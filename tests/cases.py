@@ -185,6 +185,70 @@ def squared_hinge(z):
     return jnp.maximum(0, 1 - z) ** 2
 
 
+@dataclass(frozen=True, eq=False)
+class Relative:
+    function: Callable
+    truth: Callable  # of a logit, a label, and the logit that a constant target is of
+    defaults: Mapping[str, float]
+    others: tuple = ()  # values to try besides
+    constant_weight: bool = False  # whether it has that option
+    note: str = ""
+
+    @property
+    def name(self):
+        return self.function.__name__
+
+    def __call__(self, *data, **options):
+        return self.function(*data, **options)
+
+
+def weighed(name, truth, defaults, others=()):
+    function = getattr(focaljax, f"sigmoid_{name}_loss")
+    return Relative(function, reference.of_weight_and_target(truth), defaults, others, True)
+
+
+RELATIVES = (
+    Relative(
+        focaljax.sigmoid_poly1_loss,
+        reference.of_margin(reference.poly1),
+        {"gamma": 0.0, "epsilon": 1.0},
+        ({"gamma": 2.0, "epsilon": -0.5},),
+    ),
+    Relative(
+        focaljax.sigmoid_reduced_focal_loss,
+        reference.of_margin(reference.reduced_focal),
+        {"gamma": 2.0, "threshold": 0.5},
+        ({"threshold": 0.875},),
+    ),
+    Relative(
+        focaljax.sigmoid_focal_star_loss,
+        reference.of_margin(reference.focal_star),
+        {"steepness": 2.0, "offset": 1.0},
+        ({"steepness": 3.5, "offset": -2.0},),
+    ),
+    weighed("quality_focal", reference.quality_focal, {"beta": 2.0}, ({"beta": 1.0},)),
+    weighed("varifocal", reference.varifocal, {"alpha": 0.75, "gamma": 2.0}, ({"gamma": 1.5},)),
+    weighed("matchability", reference.matchability, {"gamma": 1.5}, ({"gamma": 1.0},)),
+    weighed("iou_aware", reference.iou_aware, {"mixing": 0.25, "gamma": 2.0}, ({"mixing": 0.5},)),
+    weighed(
+        "gaussian_focal", reference.gaussian_focal, {"alpha": 2.0, "beta": 4.0}, ({"alpha": 1.0},)
+    ),
+    Relative(
+        focaljax.sigmoid_asymmetric_loss,
+        reference.asymmetric,
+        {"gamma_positive": 1.0, "gamma_negative": 4.0, "margin": 0.05},
+        ({"margin": 0.0}, {"gamma_positive": 0.0, "gamma_negative": 2.0, "margin": 0.2}),
+        constant_weight=True,
+    ),
+    Relative(
+        focaljax.sigmoid_smoothed_focal_loss,
+        reference.of_weight_and_target(reference.smoothed_focal),
+        {"gamma": 2.0, "label_smoothing": 0.1},
+        ({"label_smoothing": 0.0},),
+    ),
+)
+
+
 CASES = (
     *LOSSES,
     *SOFTMAX_LOSSES,

@@ -216,3 +216,75 @@ def posterior_share(z, weight, parameter):
     """h(p) = p / (w + p w' log p) of the probability p at margin z, where w' is d w / d p."""
     w = weight(z, parameter)
     return sigma(z) / (w.value - w.slope * softplus(-z) / sigma(-z))
+
+
+# --- relatives ------------------------------------------------------------------------------------
+# Of one logit z and label y. What is a constant to autodiff is taken at another logit: `at` for a
+# target, `weight_at` for a weight, where that is a constant too.
+
+
+def of_margin(line):
+    def truth(z, y, at, **parameters):
+        return y * line(z, **parameters) + (1 - y) * line(-z, **parameters)
+
+    return truth
+
+
+def poly1(z, gamma, epsilon):
+    q = sigma(-z)
+    return -(q**gamma) * mpmath.log(sigma(z)) + epsilon * q ** (gamma + 1)
+
+
+def reduced_focal(z, gamma, threshold):
+    return -(min(1, sigma(-z) / (1 - threshold)) ** gamma) * mpmath.log(sigma(z))
+
+
+def focal_star(z, steepness, offset):
+    return -mpmath.log(sigma(steepness * z + offset)) / steepness
+
+
+def of_weight_and_target(weigh):
+    """Cross entropy of a target, times a weight."""
+
+    def truth(z, y, at, weight_at=None, **parameters):
+        weight, target = weigh(z if weight_at is None else weight_at, y, at, **parameters)
+        return -weight * (target * mpmath.log(sigma(z)) + (1 - target) * mpmath.log(sigma(-z)))
+
+    return truth
+
+
+def quality_focal(z, y, at, beta):
+    return abs(y * sigma(-z) - (1 - y) * sigma(z)) ** beta, y
+
+
+def varifocal(z, y, at, alpha, gamma):
+    return y if y > 0 else alpha * sigma(z) ** gamma, y
+
+
+def matchability(z, y, at, gamma):
+    return 1 if y > 0 else sigma(z) ** gamma, y**gamma
+
+
+def iou_aware(z, y, at, mixing, gamma):
+    if y == 0:
+        return sigma(z) ** gamma, y
+    return 1, max(sigma(at) ** mixing * y ** (1 - mixing), mpmath.mpf(0.01))
+
+
+def gaussian_focal(z, y, at, alpha, beta):
+    if y == 1:
+        return sigma(-z) ** alpha, 1
+    return (1 - y) ** beta * sigma(z) ** alpha, 0
+
+
+def smoothed_focal(z, y, at, gamma, label_smoothing):
+    weight = (y * sigma(-z) + (1 - y) * sigma(z)) ** gamma
+    return weight, y + label_smoothing * (mpmath.mpf(0.5) - y)
+
+
+def asymmetric(z, y, at, gamma_positive, gamma_negative, margin, weight_at=None):
+    where = z if weight_at is None else weight_at
+    shifted, weighed = (max(sigma(x) - margin, mpmath.mpf(0)) for x in (z, where))
+    of_positive = -(sigma(-where) ** gamma_positive) * mpmath.log(sigma(z))
+    rest = sigma(-z) + margin if shifted > 0 else mpmath.mpf(1)  # 1 - shifted
+    return y * of_positive - (1 - y) * weighed**gamma_negative * mpmath.log(rest)
