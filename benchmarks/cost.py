@@ -99,6 +99,17 @@ SIGMOID = [
     Case("optax's next focal (formula)", sigmoid_log_space, ANCHORS, "each"),
     Case("naive focal", sigmoid_naive, ANCHORS, "each"),
 ]  # fmt: skip
+BCE_TIME = Bounds(1.001, (2.16, 2.96), 5)  # no slower than optax BCE
+SIGMOID += [
+    Case(
+        name.replace("_", " "), getattr(focaljax, f"sigmoid_{name}_loss"), ANCHORS, "each",
+        BCE_TIME,
+    )
+    for name in (
+        "poly1", "reduced_focal", "focal_star", "quality_focal", "varifocal", "matchability",
+        "iou_aware", "gaussian_focal", "asymmetric", "smoothed_focal",
+    )
+]  # fmt: skip
 SOFTMAX = [
     Case("focal, gamma 2", SOFTMAX_FOCAL, IMAGES, "ids", Bounds(1.53, (1.65, 2.1), 2.1)),
     Case("focal, gamma 2", SOFTMAX_FOCAL, TOKENS, "ids", Bounds(1.53, (1.65, 2.1), 2.1)),

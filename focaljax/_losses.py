@@ -110,9 +110,8 @@ def asymmetric(
 ) -> jax.Array:
     of_positive = of_weight(_power_of(at.q, gamma_positive)) * -at.log_p
     shifted = jnp.maximum(at.p - number(margin), 0)
-    # 1 - shifted, whose digits near 0 are those of q
-    log_rest = jnp.where(shifted > 0.5, log(at.q + number(margin)), jnp.log1p(-shifted))
-    log_rest = at.log_q if isinstance(margin, float) and margin == 0 else log_rest
+    of_margin_0 = isinstance(margin, float) and margin == 0
+    log_rest = at.log_q if of_margin_0 else jnp.log1p(-shifted)
     of_negative = of_weight(_power_of(shifted, gamma_negative)) * -log_rest
     return label * of_positive + (1 - label) * of_negative
 

@@ -150,8 +150,8 @@ def _one_visit_jvp(
     primals: tuple[jax.Array, ...],
     tangents: tuple[jax.Array | SymbolicZero, ...],
 ) -> tuple[jax.Array, jax.Array]:
-    z, *others = primals
-    at = [_respelled(z), *others]
+    z = primals[0]
+    at = _respelled(*primals)
     # in z the slope alone, which is one array to keep for a backward pass
     directions = [jnp.ones_like(z), *tangents[1:]]
     moves = [
@@ -163,12 +163,21 @@ def _one_visit_jvp(
     return _one_visit(loss, *primals), sum(moves[1:], moves[0])
 
 
-def _respelled(z: jax.Array) -> jax.Array:
-    """z, as a number that XLA takes for another; the TPU's visits once as it is, and shares."""
-    infinity = jnp.asarray(jnp.inf, z.dtype)
-    return lax.platform_dependent(  # type: ignore[no-any-return]
-        z, tpu=lambda z: z, default=lambda z: lax.clamp(-infinity, z, infinity)
+def _respelled(*arrays: jax.Array) -> list[jax.Array]:
+    """The same, to XLA others; the TPU's visits them once as they are, and shares."""
+
+    def respelled(*arrays: jax.Array) -> list[jax.Array]:
+        return [
+            lax.clamp(jnp.asarray(-jnp.inf, x.dtype), x, jnp.asarray(jnp.inf, x.dtype))
+            if x.ndim and jnp.issubdtype(x.dtype, jnp.floating)
+            else x
+            for x in arrays
+        ]
+
+    same: list[jax.Array] = lax.platform_dependent(
+        *arrays, tpu=lambda *arrays: list(arrays), default=respelled
     )
+    return same
 
 
 def sigmoid(x: ArrayLike) -> jax.Array:

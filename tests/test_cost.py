@@ -12,7 +12,7 @@ from cases import LOSSES, OF_DISTRIBUTIONS, SOFTMAX_LOSSES, SU, by_name
 X = jnp.zeros((64, 10))
 DISTRIBUTIONS = jnp.full((64, 10), 0.1)
 SIZES = [
-    *((case, DISTRIBUTIONS, 205) for case in LOSSES),
+    *((case, DISTRIBUTIONS, 210) for case in LOSSES),
     *((case, jnp.zeros(64, jnp.int32), 305) for case in SOFTMAX_LOSSES if case is not SU),
     *((case, DISTRIBUTIONS, 450) for case in OF_DISTRIBUTIONS if case.function is not SU.function),
 ]
