@@ -248,6 +248,15 @@ RELATIVES = (
     ),
 )
 
+ALSO_RELATIVES = (  # in tests/test_relatives.py, each by itself
+    focaljax.softmax_poly1_loss,
+    focaljax.softmax_reduced_focal_loss,
+    focaljax.softmax_asymmetric_loss,
+    focaljax.distribution_focal_loss,
+    focaljax.matching_cost,
+    focaljax.logit_adjustment,
+)
+
 
 CASES = (
     *LOSSES,

@@ -101,7 +101,8 @@ def test_import_adds_only_chex_to_jax():
 
 
 def test_public_names_are_the_contract():
-    public = {case.name for case in (*cases.CASES, *cases.OWN)}
+    public = {case.name for case in (*cases.CASES, *cases.OWN, *cases.RELATIVES)}
+    public |= {function.__name__ for function in cases.ALSO_RELATIVES}
     assert {name for name in vars(focaljax) if not name.startswith("_")} == public
     assert all(getattr(focaljax, name).__doc__ for name in public)
 
