@@ -89,7 +89,7 @@ def logit_adjustment(
       >>> import jax.numpy as jnp
       >>> import focaljax
       >>> print(focaljax.logit_adjustment(jnp.zeros(2), prior=jnp.array([0.9, 0.1])))
-      [-0.10536 -2.30258]
+      [-0.10536055 -2.3025851 ]
 
     References:
       Menon et al., Long-tail Learning via Logit Adjustment, ICLR 2021, equations 9 and 10.

@@ -294,7 +294,7 @@ def sigmoid_varifocal_loss(
       >>> import jax.numpy as jnp
       >>> import focaljax
       >>> print(focaljax.sigmoid_varifocal_loss(jnp.array([0.5, 0.5]), jnp.array([0.8, 0.0])))
-      [0.45926 0.28306]
+      [0.45926163 0.2830587 ]
 
     References:
       Zhang et al., VarifocalNet, CVPR 2021, equation 2.

@@ -135,8 +135,9 @@ def share(margin, name, value):
     return reference.posterior_share(margin, WEIGHTS[name], value)
 
 
-@pytest.mark.parametrize("alpha", [None, 0.001])
-@each_parameter
+@pytest.mark.parametrize(
+    ("name", "value", "alpha"), [*((*p, None) for p in PARAMETERS), ("gamma", 2.0, 0.001)]
+)
 def test_sigmoid_posteriors_and_their_slopes_are_exact(name, value, alpha):
     """As far as the slopes of the losses are normal numbers."""
     reach = 80 / (1 + value)

@@ -13,7 +13,7 @@ from scipy import optimize
 
 import focaljax
 
-X = np.array([-700, -90, -17, -2.5, -0.4, 0, 1e-9, 0.7, 3, 16, 40, 90, 700])
+X = np.array([-300, -90, -17, -2.5, 0, 1e-9, 0.7, 3, 16, 40, 300])
 Y = np.array([0.0, 1e-6, 0.3, 0.8, 1.0])
 each = pytest.mark.parametrize("case", RELATIVES, ids=by_name)
 
@@ -34,7 +34,7 @@ def test_value_and_slope_are_those_of_the_paper(case, float64):
             """Where a target or a weight is a constant to autodiff it is that at `at`."""
             return case.truth(mpmath.mpf(z), mpmath.mpf(label), mpmath.mpf(at), **options)
 
-        with mpmath.workdps(700):
+        with mpmath.workdps(320):
             true = [float(exact(z, label, z)) for z, label in zip(x, y, strict=True)]
             by_z = [
                 float(mpmath.diff(lambda z, y=y, at=at: exact(z, y, at), at))
@@ -128,13 +128,15 @@ def test_asymmetric_of_classes(float64):
     weight = (1 - np.where(hot, p, 1 - p)) ** np.where(hot, 1.5, 4)
     smoothed = 0.9 * hot + 0.1 / 6
     options = {"gamma_positive": 1.5}
-    loss = focaljax.softmax_asymmetric_loss(x, ids, **options)
+    loss = jax.jit(partial(focaljax.softmax_asymmetric_loss, **options))(x, ids)
     np.testing.assert_allclose(loss, -(smoothed * weight * np.log(p)).sum(-1), 1e-11)
-    plain = focaljax.softmax_asymmetric_loss(x, ids, label_smoothing=0, **options)
+    unsmoothed = partial(focaljax.softmax_asymmetric_loss, label_smoothing=0, **options)
+    plain = jax.jit(unsmoothed)(x, ids)
     np.testing.assert_allclose(plain, focaljax.softmax_focal_loss(x, ids, gamma=1.5), 1e-11)
-    assert np.isnan(focaljax.softmax_asymmetric_loss(x[0], 6))
+    assert np.isnan(jax.jit(focaljax.softmax_asymmetric_loss)(x[0], 6))
     kept = ids > 2
-    masked = focaljax.softmax_asymmetric_loss(x, np.where(kept, ids, -1), where=kept, **options)
+    masked = jax.jit(partial(focaljax.softmax_asymmetric_loss, where=kept, **options))
+    masked = masked(x, np.where(kept, ids, -1))
     np.testing.assert_allclose(masked, np.where(kept, loss, 0), 1e-12)
 
 
