@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 DUMP = pathlib.Path(tempfile.mkdtemp())
 CUDA = pathlib.Path(*importlib.util.find_spec("nvidia").submodule_search_locations) / "cu13"
+FLAGS = f"--xla_gpu_cuda_data_dir={CUDA}"
 os.environ |= {
     "JAX_PLATFORMS": "cpu",
     # the TPU's compiler, told which machine it is not on
@@ -34,7 +35,7 @@ os.environ |= {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
     # for the PTX, which the newer jax writes for those emitters only that match
-    "XLA_FLAGS": f"--xla_gpu_cuda_data_dir={CUDA} --xla_dump_to={DUMP} --xla_dump_emitter_re=.*",
+    "XLA_FLAGS": f"{FLAGS} --xla_dump_to={DUMP} --xla_dump_emitter_re=.*",
 }
 
 import jax
@@ -78,10 +79,11 @@ class Count(NamedTuple):
 @functools.cache
 def device(name: str) -> SingleDeviceSharding:
     if name == "TPU v5e":
-        topology = get_topology_desc("v5e:2x2", platform="tpu")
+        devices = get_topology_desc("v5e:2x2", platform="tpu").devices
     else:
-        topology = get_topology_desc("h100", platform="cuda", topology="1x1x1", target_config=H100)
-    return SingleDeviceSharding(topology.devices[0])
+        h100 = {"platform": "cuda", "topology": "1x1x1", "target_config": H100}
+        devices = get_topology_desc("h100", **h100).devices
+    return SingleDeviceSharding(devices[0])
 
 
 _numbers = itertools.count()

@@ -26,6 +26,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import compilers  # first, as it tells both compilers where they are
+
+os.environ["XLA_FLAGS"] = compilers.FLAGS  # writing out programs of one name at once crashes
+
 import cost
 import jax
 import numpy as np
