@@ -110,8 +110,10 @@ def asymmetric(
 ) -> jax.Array:
     of_positive = of_weight(_power_of(at.q, gamma_positive)) * -at.log_p
     shifted = jnp.maximum(at.p - number(margin), 0)
-    of_margin_0 = isinstance(margin, float) and margin == 0
-    log_rest = at.log_q if of_margin_0 else jnp.log1p(-shifted)
+    # of 1 - shifted, whose digits near 0 are those of q
+    of_large = jnp.where(number(margin) == 0, at.log_q, log(at.q + number(margin)))
+    is_large = shifted > 0.5
+    log_rest = jnp.where(is_large, of_large, jnp.log1p(-jnp.where(is_large, 0.0, shifted)))
     of_negative = of_weight(_power_of(shifted, gamma_negative)) * -log_rest
     return label * of_positive + (1 - label) * of_negative
 

@@ -121,6 +121,20 @@ def test_softmax_relatives_of_two_classes_are_the_sigmoid_ones(softmax, sigmoid)
         np.testing.assert_allclose(slopes, np.stack([slope, -slope], -1), 1e-5, 1e-9)
 
 
+@pytest.mark.parametrize("margin", [0.0, 1e-9])
+@pytest.mark.parametrize("traced", [False, True])
+def test_asymmetric_of_a_margin_near_nothing(margin, traced):
+    """Where p - m is rounded to 1 the loss is that of 1 - p + m."""
+    x = jnp.array([12.0, 40.0, 100.0, -100.0])
+    margin = jnp.float32(margin) if traced else margin
+    step = jax.vmap(jax.value_and_grad(partial(focaljax.sigmoid_asymmetric_loss, margin=margin)))
+    loss, slope = step(x, jnp.zeros(4))
+    rest = np.exp(-np.logaddexp(0, np.float64(x))) + float(margin)
+    np.testing.assert_allclose(loss[:3], -np.log(rest)[:3], 1e-4)
+    assert jnp.isfinite(slope).all()
+    assert loss[3] == 0
+
+
 def test_asymmetric_of_classes(float64):
     rng = np.random.default_rng(0)
     x, ids = rng.normal(0, 3, (50, 6)), np.arange(50) % 6
