@@ -165,3 +165,12 @@ def test_a_prior_or_a_count_out_of_range():
         with pytest.raises(ValueError, match=r"^counts must be at least 0"):
             focaljax.class_balanced_weights(counts)
     assert jax.jit(focaljax.prior_bias)(jnp.float32(0.5)) == 0
+
+
+def test_a_sum_over_many_axes_is_right_to_rounding():
+    shape = (32, 32, 32, 10)
+    loss = np.random.default_rng(0).lognormal(-9, 1, shape).astype(np.float32)
+    exact = loss.astype(np.float64).sum()
+    np.testing.assert_allclose(jax.jit(focaljax.reduce_mean)(loss), exact / loss.size, rtol=1e-6)
+    found = jax.jit(focaljax.normalize_by_positives)(loss, np.zeros(shape))
+    np.testing.assert_allclose(found, exact, rtol=1e-6)
