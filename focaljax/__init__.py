@@ -4,6 +4,8 @@ from focaljax._balance import class_balanced_weights as class_balanced_weights
 from focaljax._balance import logit_adjustment as logit_adjustment
 from focaljax._balance import prior_bias as prior_bias
 from focaljax._balance import prior_bias_init as prior_bias_init
+from focaljax._linear import linear_softmax_focal_loss as linear_softmax_focal_loss
+from focaljax._linear import linear_softmax_margin_loss as linear_softmax_margin_loss
 from focaljax._losses import focal_modulation as focal_modulation
 from focaljax._losses import hard_threshold_modulation as hard_threshold_modulation
 from focaljax._losses import soft_truncation_modulation as soft_truncation_modulation

@@ -159,7 +159,10 @@ class Known(float):
 
 
 def parameter(
-    name: str, value: ArrayLike, logits: jax.Array, axis: int | None = None
+    name: str,
+    value: ArrayLike,
+    logits: jax.Array | jax.ShapeDtypeStruct,
+    axis: int | None = None,
 ) -> float | jax.Array:
     """A loss's own parameter, beside the logits.
 
@@ -182,7 +185,7 @@ def parameter(
     return jnp.expand_dims(result, axis) if result.ndim else result
 
 
-def loss_of(logits: jax.Array, axis: int) -> jax.ShapeDtypeStruct:
+def loss_of(logits: jax.Array | jax.ShapeDtypeStruct, axis: int) -> jax.ShapeDtypeStruct:
     """Shape and dtype of the loss of classes along `axis`."""
     return jax.ShapeDtypeStruct(logits.shape[:axis] + logits.shape[axis + 1 :], logits.dtype)
 
@@ -230,6 +233,21 @@ def axis(value: int, array: jax.Array) -> None:
         raise ValueError(
             f"axis must be one of the {array.ndim} axes of logits, whose shape is {array.shape}, "
             f"got {value}"
+        )
+
+
+def head(kernel: jax.Array, features: jax.Array) -> None:
+    depth = features.shape[-1]
+    chex.assert_shape(
+        kernel,
+        (depth, None),
+        custom_message=f"kernel must have shape (D, C) with D = {depth}, as features has, a column "
+        f"for each class, got {kernel.shape}: perhaps kernel.T is meant",
+    )
+    if kernel.dtype != features.dtype:
+        raise AssertionError(
+            f"kernel must have the dtype of features, {features.dtype}, got {kernel.dtype}: "
+            "cast one, as by kernel.astype(features.dtype)"
         )
 
 

@@ -27,10 +27,16 @@ def log_odds(logits: jax.Array, ids: jax.Array, axis: int) -> jax.Array:
 def _log_odds(logits: jax.Array, ids: jax.Array, axis: int) -> _Three:
     """The margin, and what the softmax of the others is made of."""
     true, top, total = _log_sum_exp_of_others(logits, ids, axis)
-    highest = jnp.where(jnp.abs(top) < jnp.finfo(top.dtype).max, top, top * jnp.inf)
-    z = jnp.where(jnp.minimum(true, highest) == jnp.inf, 0.0, true - highest) - jnp.log(total)
     exists = (ids >= 0) & (ids < logits.shape[axis])
-    return jnp.where(exists, z, jnp.nan), top, jnp.where(exists, total, jnp.nan)
+    total = jnp.where(exists, total, jnp.nan)
+    return margin_of_sums(true, top, total), top, total
+
+
+def margin_of_sums(true: jax.Array, top: jax.Array, total: jax.Array) -> jax.Array:
+    """Of the true logit, the finite highest of the others, and their sum of exp(logit - it)."""
+    infinite_top = lax.stop_gradient(top) * jnp.inf
+    highest = jnp.where(jnp.abs(top) < jnp.finfo(top.dtype).max, top, infinite_top)
+    return jnp.where(jnp.minimum(true, highest) == jnp.inf, 0.0, true - highest) - jnp.log(total)
 
 
 @_log_odds.defjvp

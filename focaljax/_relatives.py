@@ -112,7 +112,8 @@ def sigmoid_reduced_focal_loss(
         L = -\min\left(1, \frac{1 - p_t}{1 - m}\right)^\gamma \log p_t
 
     It is continuous: of the hard examples none counts less than in cross entropy. Linear in a soft
-    label.
+    label. There is no posterior: the slope jumps at the threshold, so that near it the expected
+    loss has two minima.
 
     Args:
       logits: as in `sigmoid_focal_loss`, like `labels`, `alpha`, `where`, and what is returned and

@@ -183,7 +183,7 @@ def sigmoid_margin_loss(
         raised.
       labels: the shape of `logits`, in [0, 1].
       loss: an elementwise function of the margin :math:`z`, an array in at least float32 and
-        finite: an infinite logit is the largest number. ``jax.nn.softplus(-z)`` is cross entropy.
+        finite: an infinite logit is the largest number. ``focaljax.softplus(-z)`` is cross entropy.
         What it closes over may be traced, batched and differentiated.
       alpha: the weight of positives; negatives get 1 - alpha.
       where: True means included.

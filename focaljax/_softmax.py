@@ -236,10 +236,10 @@ def softmax_margin_loss(
         returned and raised.
       labels: class ids, or distributions over the classes.
       loss: an elementwise function of the margin :math:`z`, an array in at least float32 and
-        finite: an infinite margin is the largest number. `softplus` ``(-z)`` is cross entropy. What
-        it closes over may be traced, batched and differentiated, and an array must broadcast
-        against the margins of one class as against those of all. Of a distribution z is at most 87
-        in float32, 708 in float64.
+        finite: an infinite margin is the largest number. ``focaljax.softplus(-z)`` is cross
+        entropy. What it closes over may be traced, batched and differentiated, and an array must
+        broadcast against the margins of one class as against those of all. Of a distribution z is
+        at most 87 in float32, 708 in float64.
       alpha: one weight per class.
       axis: the axis of the classes.
       where: True means included; masks examples, or classes.

@@ -248,13 +248,15 @@ RELATIVES = (
     ),
 )
 
-ALSO_RELATIVES = (  # in tests/test_relatives.py, each by itself
+BY_THEMSELVES = (  # in tests/test_relatives.py and tests/test_linear.py
     focaljax.softmax_poly1_loss,
     focaljax.softmax_reduced_focal_loss,
     focaljax.softmax_asymmetric_loss,
     focaljax.distribution_focal_loss,
     focaljax.matching_cost,
     focaljax.logit_adjustment,
+    focaljax.linear_softmax_focal_loss,
+    focaljax.linear_softmax_margin_loss,
 )
 
 
