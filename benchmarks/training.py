@@ -13,11 +13,11 @@ each): never logits, activations or anything else of a batch.
 """
 
 import argparse
+import json
 import math
 import os
 import pathlib
 import re
-import runpy
 import sys
 import threading
 from collections.abc import Callable
@@ -32,17 +32,18 @@ os.environ["XLA_FLAGS"] = compilers.FLAGS  # writing out programs of one name at
 import cost
 import jax
 import numpy as np
+import optax
+from flax import nnx
 from jax.experimental.topologies import get_topology_desc
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
 from rich.progress import track
 
+from focaljax.lab import canvases, detector, finder
+from focaljax.lab.losses import of_anchors
+
 COLAB = pathlib.Path(__file__).parents[1] / "colab"
-NOTEBOOKS = {
-    name: runpy.run_path(str(COLAB / f"{name}.py"), run_name="imported")
-    for name in ("tpu_gpu_training", "dense_detection")
-}
 
 
 class Machine(NamedTuple):
@@ -66,48 +67,63 @@ MACHINES = {
 
 
 class Program(NamedTuple):
-    """A jitted training step, and what it is given: `state`, `batch`, and more that all hold."""
+    """A jitted training step, and what it is given."""
 
     step: Callable[..., Any]
     state: Any
     batch: Any
-    more: tuple[Any, ...] = ()
 
 
-def finder(mesh: Mesh, spread: str) -> Program:
+def definitions(notebook: pathlib.Path) -> dict[str, Any]:
+    """What the cells of a notebook define that are tagged "definitions"."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    tagged = [cell for cell in cells if "definitions" in cell["metadata"].get("tags", ())]
+    found: dict[str, Any] = {"__name__": notebook.stem}
+    exec("\n\n".join("".join(cell["source"]) for cell in tagged), found)
+    return found
+
+
+def training(mesh: Mesh, spread: str) -> Program:
     """The step of `tpu_gpu_training`, of the size that it has on a GPU or TPU."""
-    notebook = NOTEBOOKS["tpu_gpu_training"]
-    trainer, state = notebook["make_trainer"](width=64, steps=2000)
-    size, cells, canvases = 256, 256 // notebook["STRIDE"], 64 * mesh.size
-    batch = notebook["Batch"](
+    notebook = definitions(COLAB / "tpu_gpu_training.ipynb")
+    state, _, step = notebook["start"](notebook["Finder"](64, nnx.Rngs(0)), steps=2000)
+    size, cells, canvases = 256, 256 // finder.STRIDE, 64 * mesh.size
+    batch = finder.Batch(
         canvas=jax.ShapeDtypeStruct((canvases, size, size, 1), "float32"),
         ids=jax.ShapeDtypeStruct((canvases, cells, cells), "int32"),
         counted=jax.ShapeDtypeStruct((canvases, cells, cells), "bool"),
     )
-    return Program(notebook[spread](trainer.step, mesh, donate_argnums=0), state, batch)
+    return Program(notebook[spread](step, mesh, donate_argnums=0), state, batch)
 
 
-def detector(mesh: Mesh) -> Program:
+def detection(mesh: Mesh) -> Program:
     """The step of `dense_detection`, with its focal loss and 16 canvases a device."""
-    notebook = NOTEBOOKS["dense_detection"]
-    graphdef = notebook["graph_of"](2000)
-    state = notebook["start"](jax.random.key(0), 0.01, 2000)
-    size, most, canvases = notebook["SIZE"], notebook["MOST"], 16 * mesh.size
-    batch = notebook["Canvases"](
-        images=jax.ShapeDtypeStruct((canvases, size, size), "uint8"),
-        boxes=jax.ShapeDtypeStruct((canvases, most, 4), "float32"),
-        ids=jax.ShapeDtypeStruct((canvases, most), "int32"),
+    images, size, most = 16 * mesh.size, canvases.SIZE, canvases.MOST
+    batch = canvases.Canvases(
+        images=jax.ShapeDtypeStruct((images, size, size), "uint8"),
+        boxes=jax.ShapeDtypeStruct((images, most, 4), "float32"),
+        ids=jax.ShapeDtypeStruct((images, most), "int32"),
     )
-    loss = jax.tree.map(np.asarray, notebook["LOSSES"]["focal gamma=2 alpha=.25"])
-    step = partial(notebook["train_step"], graphdef)
+    graph, params = nnx.split(detector.Detector(0.01, nnx.Rngs(0)))
+    loss, optimizer = of_anchors()["focal gamma=2 alpha=.25"], optax.adam(1e-3)
+
+    def step(state: Any, batch: Any) -> Any:
+        def total(params: Any) -> jax.Array:
+            return detector.objective(nnx.merge(graph, params), batch, loss.of)
+
+        value, gradient = jax.value_and_grad(total)(state[0])
+        updates, moments = optimizer.update(gradient, state[1])
+        return (optax.apply_updates(state[0], updates), moments), value
+
     held = NamedSharding(mesh, P())
-    return Program(jax.jit(step, donate_argnums=0, out_shardings=held), state, batch, (loss,))
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=held)
+    return Program(jitted, (params, optimizer.init(params)), batch)
 
 
 PROGRAMS = {
-    "tpu_gpu_training, jit": partial(finder, spread="by_jit"),
-    "tpu_gpu_training, shard_map": partial(finder, spread="by_shard_map"),
-    "dense_detection, jit": detector,
+    "tpu_gpu_training, jit": partial(training, spread="by_jit"),
+    "tpu_gpu_training, shard_map": partial(training, spread="by_shard_map"),
+    "dense_detection, jit": detection,
 }
 
 
@@ -127,7 +143,7 @@ _COLLECTIVE = re.compile(
 def count(machine: str, program: str) -> Count:
     platform, devices, _ = MACHINES[machine]
     mesh = Mesh(np.array(devices), ("data",))
-    step, state, batch, more = PROGRAMS[program](mesh)
+    step, state, batch = PROGRAMS[program](mesh)
 
     def placed(tree: Any, spec: P) -> Any:
         sharding = NamedSharding(mesh, spec)
@@ -135,7 +151,7 @@ def count(machine: str, program: str) -> Count:
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree
         )
 
-    traced = step.trace(placed(state, P()), placed(batch, P("data")), *placed(more, P()))
+    traced = step.trace(placed(state, P()), placed(batch, P("data")))
     compiled = traced.lower(lowering_platforms=(platform,)).compile()
     collectives: dict[str, list[int]] = {}
     for shape, operation in _COLLECTIVE.findall(compiled.as_text()):

@@ -1,12 +1,13 @@
 """A training step across hosts: two processes of four devices each against one of a single device.
 
-The step is that of `colab/tpu_gpu_training.py`. Run as a script this file is one of the processes:
+The step is that of `colab/tpu_gpu_training.ipynb`, from its cells tagged "definitions". Run as a
+script this file is one of the processes:
 
     python tests/test_across_hosts.py FOLDER DEVICES [COORDINATOR PROCESS]
 """
 
+import json
 import os
-import runpy
 import socket
 import subprocess
 import sys
@@ -30,11 +31,24 @@ CASES = {
 SPREADS = ("by_jit", "by_shard_map")
 
 
+def definitions(notebook):
+    """What the cells of a notebook define that are tagged "definitions"."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    tagged = [cell for cell in cells if "definitions" in cell["metadata"].get("tags", ())]
+    found = {"__name__": notebook.stem}
+    exec("\n\n".join("".join(cell["source"]) for cell in tagged), found)
+    return found
+
+
 def one_process(folder, devices, coordinator=None, process=0):
     """Loss, gradient and one update of every case, kept as FOLDER/result.npz by process 0."""
     import jax
+    from flax import nnx
     from jax import numpy as jnp
-    from sklearn.datasets import load_digits
+    from jax.sharding import Mesh, NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    from focaljax.lab import finder
 
     jax.config.update("jax_num_cpu_devices", devices)
     if coordinator:
@@ -42,29 +56,28 @@ def one_process(folder, devices, coordinator=None, process=0):
             coordinator, num_processes=2, process_id=process, coordinator_bind_address=coordinator
         )
         assert (jax.process_count(), jax.device_count()) == (2, 2 * devices)
-    notebook = runpy.run_path(str(ROOT / "colab/tpu_gpu_training.py"), run_name="imported")
-    mesh = notebook["data_mesh"](jax.devices())
-    data = load_digits()
-    digits = notebook["Digits"](data.images.astype(np.float32) / 16, data.target)
-    batch = digits.batch(SIZE, 0, range(BATCH))
+    notebook = definitions(ROOT / "colab/tpu_gpu_training.ipynb")
+    mesh = Mesh(jax.devices(), ("data",))
+    digits, _ = finder.load()
+    batch = digits.batch(SIZE, range(BATCH))
     # a warm-up of no step, so that the one update moves the parameters
-    trainer, state = notebook["make_trainer"](width=8, steps=1, dtype=jnp.float32)
-    share = BATCH // jax.process_count()
-    mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+    model = notebook["Finder"](8, nnx.Rngs(0), dtype=jnp.float32)
+    state, loss_of, step = notebook["start"](model, steps=1)
 
     def loss_gradient_update(state, batch, axis_name=None):
-        loss, gradient = jax.value_and_grad(trainer.loss)(state.params, batch, axis_name)
-        updated, _ = trainer.step(state, batch, axis_name)
-        return {"loss": loss, "gradient": gradient, "params": updated.params}
+        loss, gradient = jax.value_and_grad(loss_of)(state[0], batch, axis_name)
+        (params, _), _ = step(state, batch, axis_name)
+        return {"loss": loss, "gradient": gradient, "params": params}
 
     ways = {f"|{spread}": notebook[spread](loss_gradient_update, mesh) for spread in SPREADS}
     if not coordinator:
         ways = {"": jax.jit(loss_gradient_update)}
     results = {}
     for case, (empty, masked) in CASES.items():
-        cut = notebook["without_digits"](batch, empty=empty, masked=masked)
-        local = type(cut)(*(part[mine] for part in cut))
-        there = notebook["on_all_devices"](local, mesh)
+        cut = batch.without_digits(empty, masked)
+        there = jax.device_put(cut, NamedSharding(mesh, P("data")))
+        if case == "ordinary":  # where each host draws its own half
+            there = digits.on_devices(mesh, SIZE, range(BATCH))
         for way, function in ways.items():
             for path, leaf in jax.tree.leaves_with_path(function(state, there)):
                 name = jax.tree_util.keystr(path, simple=True)
@@ -100,8 +113,8 @@ def finish(folder, processes):
 
 
 def test_two_processes_give_what_one_device_gives(tmp_path):  # one test: results are made once
-    for module in ("flax", "optax", "orbax.checkpoint", "sklearn", "matplotlib", "rich"):
-        pytest.importorskip(module, reason="the step is that of a notebook: needs focaljax[colab]")
+    for module in ("flax", "optax", "orbax.checkpoint", "sklearn", "matplotlib", "pandas"):
+        pytest.importorskip(module, reason="the step is that of a notebook: needs focaljax[lab]")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"

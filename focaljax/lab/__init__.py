@@ -1,0 +1,1 @@
+"""Experiments on real imbalanced data, behind the notebooks and `python -m focaljax.lab`."""
