@@ -17,7 +17,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 .SECONDARY:   # no environment is a by-product for make to delete
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "PYTHON=python3.12 picks the Python of a new environment ('make clean' removes the old)."
 	@echo 'COMPARE_ARGS and PYTEST_ARGS are passed on: make test PYTEST_ARGS="-k focal".'

@@ -200,10 +200,11 @@ def _log_odds_fwd(
 
     def visit(sums: _Saved, first: jax.Array) -> tuple[_Saved, None]:
         true, top, total = sums
-        _, logits, of_class, is_new = _block(features, kernel, bias, own, first, block)
-        others = jnp.where(of_class | ~is_new, lowest, jnp.clip(logits, lowest, -lowest))
+        _, _, logits, of_class, is_new = _block(features, kernel, bias, own, first, block)
+        is_other = ~of_class & is_new
+        others = jnp.where(is_other, jnp.clip(logits, lowest, -lowest), lowest)
         new_top = jnp.maximum(top, jnp.max(others, axis=1))
-        exps = jnp.where(of_class | ~is_new, 0.0, jnp.exp(others - new_top[:, None]))
+        exps = jnp.where(is_other, jnp.exp(others - new_top[:, None]), 0.0)
         total = total * jnp.exp(top - new_top) + jnp.sum(exps, axis=1)
         true += jnp.sum(jnp.where(of_class & is_new, logits, 0.0), axis=1)
         return (true, new_top, total), None
@@ -218,43 +219,42 @@ def _log_odds_fwd(
 
 
 def _log_odds_bwd(
-    block: int, axis_name: str | None, saved: _Saved, move: jax.Array
+    block: int, axis_name: str | None, saved: _Saved, slope: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     features, kernel, bias, own, top, total = saved
     largest = jnp.finfo(top.dtype).max
 
-    def visit(moves: _Saved, first: jax.Array) -> tuple[_Saved, None]:
-        to_features, to_kernel, to_bias = moves
-        part, logits, of_class, is_new = _block(features, kernel, bias, own, first, block)
+    def visit(gradients: _Saved, first: jax.Array) -> tuple[_Saved, None]:
+        of_features, of_kernel, of_bias = gradients
+        start, part, logits, of_class, is_new = _block(features, kernel, bias, own, first, block)
         p = jnp.exp(jnp.minimum(logits, largest) - top[:, None]) / total[:, None]
-        to_logits = jnp.where(is_new, move[:, None] * jnp.where(of_class, 1.0, -p), 0.0)
-        small = to_logits.astype(features.dtype)
+        of_logits = jnp.where(is_new, slope[:, None] * jnp.where(of_class, 1.0, -p), 0.0)
+        narrow = of_logits.astype(features.dtype)
         product = partial(jnp.einsum, preferred_element_type=top.dtype)
-        to_features += product("nc,dc->nd", small, part)
-        # a column that an earlier block has had keeps what it has
-        start = jnp.minimum(first, kernel.shape[1] - block)
 
-        def put(moves: jax.Array, of_block: jax.Array) -> jax.Array:
-            before = lax.dynamic_slice_in_dim(moves, start, block, axis=1)
-            after = jnp.where(is_new, of_block.astype(moves.dtype), before)
-            return lax.dynamic_update_slice_in_dim(moves, after, start, axis=1)
+        def with_block(gradient: jax.Array, of_block: jax.Array) -> jax.Array:
+            # a class that an earlier block has had keeps what it has
+            before = lax.dynamic_slice_in_dim(gradient, start, block, axis=1)
+            after = jnp.where(is_new, of_block.astype(gradient.dtype), before)
+            return lax.dynamic_update_slice_in_dim(gradient, after, start, axis=1)
 
-        to_kernel = put(to_kernel, product("nd,nc->dc", features, small))
-        to_bias = put(to_bias, jnp.sum(to_logits, axis=0, keepdims=True))
-        return (to_features, to_kernel, to_bias), None
+        of_features += product("nc,dc->nd", narrow, part)
+        of_kernel = with_block(of_kernel, product("nd,nc->dc", features, narrow))
+        of_bias = with_block(of_bias, jnp.sum(of_logits, axis=0, keepdims=True))
+        return (of_features, of_kernel, of_bias), None
 
     zeros = jnp.zeros(features.shape, top.dtype), jnp.zeros_like(kernel), jnp.zeros_like(bias)
-    to_features, to_kernel, to_bias = _visit_all(visit, zeros, kernel, block)
-    to_features = _over_devices(features.astype(top.dtype), to_features).astype(features.dtype)
-    return to_features, _over_devices(kernel, to_kernel), _over_devices(bias, to_bias), None
+    of_features, of_kernel, of_bias = _visit_all(visit, zeros, kernel, block)
+    of_features = _over_devices(features.astype(top.dtype), of_features).astype(features.dtype)
+    return of_features, _over_devices(kernel, of_kernel), _over_devices(bias, of_bias), None
 
 
-def _over_devices(array: jax.Array, move: jax.Array) -> jax.Array:
-    """The move of an array, summed over the mesh axes that it, unlike its move, does not vary over.
+def _over_devices(array: jax.Array, gradient: jax.Array) -> jax.Array:
+    """A gradient, summed over the mesh axes that the array itself does not vary over.
 
-    As autodiff does for a sum of two that vary over different axes.
+    That is what autodiff makes of the gradient of a sum of both.
     """
-    total: jax.Array = jax.vjp(lambda array: array + move, array)[1](move)[0]
+    total: jax.Array = jax.vjp(lambda array: array + gradient, array)[1](gradient)[0]
     return total
 
 
@@ -281,13 +281,13 @@ def _block(
     first: jax.Array,
     block: int,
 ) -> _Saved:
-    """A block's columns of the kernel, its logits, which are the true ones, and which are new.
+    """Where a block starts, its part of the kernel, its logits, which are true, and which are new.
 
-    The last block begins early enough to be whole, so some of its classes were in the one before.
+    The last block starts early enough to be whole, so some of its classes were in the one before.
     """
     start = jnp.minimum(first, kernel.shape[1] - block)
     part = lax.dynamic_slice_in_dim(kernel, start, block, axis=1)
     logits = jnp.dot(features, part, preferred_element_type=wide(features.dtype))
     logits += lax.dynamic_slice_in_dim(bias, start, block, axis=1).astype(logits.dtype)
     classes = (start + jnp.arange(block, dtype=ids.dtype))[None, :]
-    return part, logits, classes == ids[:, None], classes >= first
+    return start, part, logits, classes == ids[:, None], classes >= first

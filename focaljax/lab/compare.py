@@ -112,7 +112,7 @@ def compare(
     with report.progress_bar(problem.kind) as bar:
         task = bar.add_task("training", total=steps)
         own_rows = drawn + rows * np.arange(seeds)[:, None, None]  # each seed has its own block
-        states, _ = trainer.run_all(own_rows, partial(bar.advance, task))
+        states = trainer.run_all(own_rows, partial(bar.advance, task))
         task = bar.add_task("scoring", total=len(losses) * seeds)
         predict, runs = nnx.jit(lambda model, x: model(x)), []
         kept = {name: {variant: [] for variant in VARIANTS} for name in losses}

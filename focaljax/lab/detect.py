@@ -37,7 +37,6 @@ class Comparison(NamedTuple):
     test: Canvases
     runs: pd.DataFrame
     found: dict[str, Detections]
-    history: dict[str, np.ndarray]  # the training loss of seed 0, by step
 
 
 def average_precision(test: Canvases, found: Detections) -> dict[str, float]:
@@ -101,7 +100,7 @@ def compare(
         bins: Trainer(partial(Detector, bins=bins), objective, drawn, losses, optimizer)
         for bins in {BINS.get(name, 1) for name in losses}
     }
-    runs, found, history = [], {}, {}
+    runs, found = [], {}
     with report.progress_bar("runs") as bar:
         task = bar.add_task("", total=len(losses) * seeds)
         for seed in range(seeds):
@@ -109,13 +108,13 @@ def compare(
             for name, loss in losses.items():
                 bar.update(task, description=name)
                 trainer = trainers[BINS.get(name, 1)]
-                state, curve = trainer.run(trainer.start(name, seed), name, rows)
+                state = trainer.run(trainer.start(name, seed), name, rows)
                 numbers, detections = score(trainer.model(state), loss, tested)
                 runs.append({"loss": name, "seed": seed} | numbers)
                 if seed == 0:
-                    found[name], history[name] = detections, curve
+                    found[name] = detections
                 bar.advance(task)
-    return Comparison(tested, pd.DataFrame(runs), found, history)
+    return Comparison(tested, pd.DataFrame(runs), found)
 
 
 # --- what it shows --------------------------------------------------------------------------------

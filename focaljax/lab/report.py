@@ -124,11 +124,11 @@ def tidy(figure: Figure) -> Figure:
 def dots(axis: Axes, runs: pd.DataFrame, score: str) -> None:
     """A line per loss: a dot for each seed, a bar at the mean, the first loss's mean dashed."""
     by_loss = runs.groupby("loss", sort=False)[score]
-    for place, (name, values) in enumerate(by_loss):
+    for place, (_, values) in enumerate(by_loss):
         axis.plot(values, [place] * len(values), "o", ms=4, alpha=0.5, color="#0072b2")
         axis.plot(values.mean(), place, "|", ms=14, mew=2.5, color="#d55e00")
         if place == 0:
-            axis.axvline(values.mean(), color="0.5", lw=1, ls="--", label=name)
+            axis.axvline(values.mean(), color="0.5", lw=1, ls="--")
     axis.set_yticks(range(len(by_loss)), by_loss.groups)
     axis.set_ylim(len(by_loss) - 0.4, -0.6)
     axis.set(xlabel=f"{score}   (dots: seeds, bars: means)")

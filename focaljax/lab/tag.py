@@ -121,11 +121,11 @@ def compare(
                 bar.update(task, description=name)
                 state = trainer.start(name if name in losses else "CE", seed)
                 if name in losses:
-                    state, _ = trainer.run(state, name, rows)
+                    state = trainer.run(state, name, rows)
                 else:
                     loss, speed = tuned[name]
-                    state, _ = trainer.run(state, "CE", rows[: steps // 2])
-                    state, _ = trainer.run(state, loss, rows[steps // 2 :], speed)
+                    state = trainer.run(state, "CE", rows[: steps // 2])
+                    state = trainer.run(state, loss, rows[steps // 2 :], speed)
                 model = trainer.model(state)
                 runs.append(
                     {"loss": name, "seed": seed} | score(model, losses.get(name), news.test)

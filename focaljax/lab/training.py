@@ -49,18 +49,18 @@ class Trainer:
             params = nnx.state(new_model(prior, nnx.Rngs(key)))
             return State(params, optimizer.init(params))
 
-        def step(loss_of: Any, state: State, rows: jax.Array, data: Any, speed: float):
+        def step(loss_of: Any, state: State, rows: jax.Array, data: Any, speed: float) -> State:
             batch = jax.tree.map(lambda array: array[rows], data)
 
             def total(params: Any) -> jax.Array:
                 return objective(nnx.merge(self._graph, params), batch, loss_of)
 
-            loss, gradient = jax.value_and_grad(total)(state.params)
+            gradient = jax.grad(total)(state.params)
             updates, moments = optimizer.update(gradient, state.moments, state.params)
             updates = jax.tree.map(lambda update: speed * update, updates)
-            return State(optax.apply_updates(state.params, updates), moments), loss
+            return State(optax.apply_updates(state.params, updates), moments)
 
-        def step_of_any(which: jax.Array, *rest: Any):
+        def step_of_any(which: jax.Array, *rest: Any) -> State:
             return step(partial(jax.lax.switch, which, functions), *rest)
 
         self._start = jax.jit(start)
@@ -75,34 +75,26 @@ class Trainer:
         prior = self._priors[list(self.losses).index(name)]
         return self._start(prior, jax.random.key(seed))
 
-    def run(
-        self, state: State, name: str, rows: np.ndarray, speed: float = 1.0
-    ) -> tuple[State, np.ndarray]:
-        """One run over the batches [steps, batch] of row numbers, and its loss at each step.
+    def run(self, state: State, name: str, rows: np.ndarray, speed: float = 1.0) -> State:
+        """One run over the batches [steps, batch] of row numbers.
 
         `speed` is a factor of the learning rate. `state` is used up.
         """
-        history = []
-        for batch in rows:
-            state, loss = self._step(self.losses[name].of, state, batch, self._data, speed)
-            history.append(loss)
-            if len(history) % 16 == 0:  # a queue of steps that never empties holds their buffers
-                loss.block_until_ready()
-        return state, np.array(history)
+        for step, batch in enumerate(rows):
+            state = self._step(self.losses[name].of, state, batch, self._data, speed)
+            if step % 16 == 0:  # a queue of steps that never empties holds their buffers
+                jax.block_until_ready(state)
+        return state
 
-    def run_all(
-        self, rows: np.ndarray, advance: Callable[[], object] = lambda: None
-    ) -> tuple[State, np.ndarray]:
+    def run_all(self, rows: np.ndarray, advance: Callable[[], object] = lambda: None) -> State:
         """All runs as one vmapped program; `rows` are [seeds, steps, batch]."""
         keys = jax.vmap(jax.random.key)(jnp.arange(len(rows)))
-        state, history = self._start_all(self._priors, keys), []
-        which = jnp.arange(len(self.losses))
+        state, which = self._start_all(self._priors, keys), jnp.arange(len(self.losses))
         for batch in rows.swapaxes(0, 1):
-            state, loss = self._step_all(which, state, batch, self._data, 1.0)
-            history.append(loss)
-            loss.block_until_ready()
+            state = self._step_all(which, state, batch, self._data, 1.0)
+            jax.block_until_ready(state)
             advance()
-        return state, np.array(history)
+        return state
 
     def model(self, state: State) -> nnx.Module:
         """The network of one run."""
