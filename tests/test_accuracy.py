@@ -3,7 +3,7 @@
 The bounds are for float32; those of float64 are in the ratio of the epsilons.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ NUMBERS = DENSE if DENSE_WORKS else EXACT
 EPS = 1.2e-7
 LOOSE, BEND = 1e-5, 1.5e-5
 LAST_STRETCH = 1e4
+COUNT = 1000 if DENSE_WORKS else 80
 
 # Where something starts or stops being representable, in float16, float32 and float64.
 EDGES = (0, 1e-6, 1e-3, 0.0276, 1, 2.94, 4.595, 9.7, 11.09, 16.6, 17, 17.33, 36.04, 37, 50, 87,
@@ -39,6 +40,9 @@ def grid(count, dtype):
     line = np.linspace(0, 20, count), np.linspace(0, 110 if dtype == jnp.float32 else 760, count)
     half = np.concatenate([EDGES, *line, np.geomspace(1e-30, 1e4, count)]).astype(dtype)
     return np.concatenate([-half, half])
+
+
+LENGTH = len(grid(COUNT, np.float32))
 
 
 def check(what, at, got, true, dtype, allowed):
@@ -89,7 +93,12 @@ def derivatives(case, value):
         others = jax.grad(lambda *a: loss(*a).sum(), (1, 2))(x, y, parameter)
         return loss(x, y, parameter), slope(x, y, parameter), bend, *others
 
-    return everything
+    def of_one_length(*arrays):  # so that it is compiled once
+        length = len(arrays[0])
+        whole = everything(*(np.resize(array, max(length, LENGTH)) for array in arrays))
+        return [out[:length] for out in whole]
+
+    return of_one_length
 
 
 def off_step(z, case, value):
@@ -106,9 +115,9 @@ def bound_of(case, value, traced):
 
 
 PLAN = [
-    *((FOCAL, value, False) for value in (0, 0.3, 0.5, 1, 2, 3, 5)),
+    *((FOCAL, value, False) for value in (0, 0.3, 0.5, 1, 2, 5)),
     *((FOCAL, value, True) for value in (0.1, 2.0, 5.0)),
-    *((SOFT, value, False) for value in (0.5, 2.0, 5.0, 10.0)),
+    *((SOFT, value, False) for value in (0.5, 2.0, 10.0)),
     *((SOFT, value, True) for value in (0.1, 3.7, 10.0)),
     *((HARD, value, True) for value in (0.25, 0.9)),
 ]
@@ -125,7 +134,7 @@ def test_hard_labels_in_float64(case, value, traced, float64):
 
 
 def hold_hard_labels(case, value, traced, dtype):
-    z = grid(1000 if DENSE_WORKS else 80, dtype)
+    z = grid(COUNT, dtype)
     z, bound = z[off_step(z, case, value)], bound_of(case, value, traced)
     parameter = np.full(z.shape, value, dtype)
     with np.errstate(all="ignore"):
@@ -195,7 +204,7 @@ def test_the_exact_reference_is_its_own_derivative(case):
 
 @pytest.mark.skipif(not DENSE_WORKS, reason="long double is no wider than double")
 @pytest.mark.parametrize("narrow", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
-@pytest.mark.parametrize(("case", "value"), [(FOCAL, 2.0), (FOCAL, 5.0), (SOFT, 2.0), (HARD, 0.9)])
+@pytest.mark.parametrize(("case", "value"), [(FOCAL, 2.0), (SOFT, 2.0), (HARD, 0.9)])
 def test_narrow_dtypes_at_every_number(case, value, narrow):
     every = np.arange(2**16, dtype=np.uint16).view(narrow)
     every = every[np.abs(every.astype(np.float32)) <= 1e4]
@@ -222,13 +231,16 @@ def test_modulations(case, dtype):
     def weight(z, parameter):
         return case(z, **{case.parameter: parameter})
 
+    @jax.jit
+    def weight_and_slopes(z, parameter):
+        return weight(z, parameter), *jax.grad(lambda *a: weight(*a).sum(), (0, 1))(z, parameter)
+
     z = grid(40, dtype)
     for value in case.valid:
         truth = case.truth(EXACT.of(z), EXACT.of(dtype(value)))
         parameter = jnp.full(z.shape, value, dtype)
-        slopes = jax.grad(lambda *a: weight(*a).sum(), (0, 1))(z, parameter)
         kept = np.abs(z - np.log(value / (1 - value))) > 1e-5 if 0 < value < 1 else z == z
-        found = weight(z, parameter), weight(z, value), *slopes
+        found = weight(z, value), *weight_and_slopes(z, parameter)
         for got, true in zip(found, (truth.value, *truth[:2], truth.parameter), strict=True):
             near_underflow = np.abs(true) < 1e5 * float(jnp.finfo(dtype).tiny)
             true = np.where(near_underflow, 0, true)[kept]
@@ -264,6 +276,12 @@ def distributions(x, ids):
     return np.choose(np.arange(len(x))[:, None] % 3, kinds).astype(x.dtype)
 
 
+@partial(jax.jit, static_argnums=0)
+def loss_and_slopes(loss_of, x):
+    loss, pull = jax.vjp(loss_of, x)
+    return loss, *pull(jnp.ones_like(loss))
+
+
 GAMMAS, KS = (0.1, 0.5, 2.5, 5.0, 8.3), (0.1, 0.5, 1.4428, 2.0, 10.0)
 SOFTMAX_PLAN = [
     *((3, FOCAL, (gamma,), soft) for gamma in (0, 2, 5) for soft in (False, True)),
@@ -292,13 +310,8 @@ def hold_softmax(classes, case, values, soft, dtype):
         x, labels = x[kept], labels[kept]
     labels = distributions(x, labels) if soft else labels
     parameter = np.resize(np.array(values, dtype), len(x))
-
-    @jax.jit
-    def loss_and_slopes(x):
-        options = {case.parameter: values[0] if len(values) == 1 else parameter}
-        loss, pull = jax.vjp(lambda x: SOFTMAX[case](x, labels, **options), x)
-        return loss, *pull(jnp.ones_like(loss))
-
+    options = {case.parameter: values[0] if len(values) == 1 else parameter}
+    got = loss_and_slopes(lambda x: SOFTMAX[case](x, labels, **options), x)
     n = NUMBERS
     with np.errstate(all="ignore"):
         truth = over_classes(softmax(case.truth)) if soft else softmax(case.truth)
@@ -307,7 +320,6 @@ def hold_softmax(classes, case, values, soft, dtype):
     d = n.of(np.max(x, -1, keepdims=True)) - n.of(x)
     relative = max(3e-6, bound_of(case, values[0], len(values) > 1))
     rounding = 4 * EPS * np.sum(d * np.abs(slope), -1)
-    got = loss_and_slopes(x)
     check("loss", x, got[0], loss, dtype, relative * np.abs(loss) + rounding)
     rounding = 4 * EPS * np.sum(d[:, None] * np.abs(bend), -1)
     row = 2e-6 * np.max(np.abs(slope), -1, keepdims=True)
@@ -319,12 +331,13 @@ def hold_softmax(classes, case, values, soft, dtype):
 def test_the_literal_form(k):
     x, labels = examples(3, 200, np.float32)
     x, labels = (a[np.ptp(x, -1) < 20] for a in (x, labels))
-    loss, pull = jax.vjp(lambda x: focaljax.su_softmax_soft_truncation_loss(x, labels, k=k), x)
+    loss, slope = loss_and_slopes(
+        lambda x: focaljax.su_softmax_soft_truncation_loss(x, labels, k=k), x
+    )
     true = su_soft_truncation(EXACT.of(x), labels, EXACT.of(k))
     allowed = 3e-6 + 4 * EPS * (1 + k) * np.ptp(x, -1)
     check("loss", x, loss, true[0].value, np.float32, allowed * true[0].largest)
     row = np.max(true[1].largest, -1)
-    (slope,) = pull(jnp.ones_like(loss))
     check("slope", x, slope, true[1].value, np.float32, (allowed * row)[:, None])
 
 
@@ -335,7 +348,7 @@ def test_second_derivatives(case, value, soft):
     x, labels = (a[np.ptp(x, -1) < 20] for a in (x, labels))
     labels = distributions(x, labels) if soft else labels
     options = {case.parameter: np.float32(value)}
-    got = jax.vmap(jax.hessian(lambda x, y: SOFTMAX[case](x, y, **options)))(x, labels)
+    got = jax.jit(jax.vmap(jax.hessian(lambda x, y: SOFTMAX[case](x, y, **options))))(x, labels)
     truth = over_classes(softmax(case.truth)) if soft else softmax(case.truth)
     labels, value = EXACT.of(labels) if soft else labels, EXACT.of(np.full(len(x), value))
     *_, true = truth(EXACT.of(x), labels, value, bends=True)
@@ -347,10 +360,10 @@ def test_second_derivatives(case, value, soft):
 def test_narrow_dtypes_of_softmax(narrow, soft):
     x, labels = examples(21, 200, narrow)
     labels = distributions(x, labels) if soft else labels
-    loss, pull = jax.vjp(lambda x: focaljax.softmax_focal_loss(x, labels), x)
+    got = loss_and_slopes(lambda x: focaljax.softmax_focal_loss(x, labels), x)
     truth, n = over_classes(softmax(FOCAL.truth)) if soft else softmax(FOCAL.truth), NUMBERS
     exact = truth(n.of(x), n.of(labels) if soft else labels, n.of(np.full(len(x), 2)), n)
-    for found, true in zip((loss, *pull(jnp.ones_like(loss))), exact, strict=True):
+    for found, true in zip(got, exact, strict=True):
         check_ulp(found, true.value, narrow)
 
 
@@ -363,10 +376,9 @@ def test_nothing_is_infinite_where_the_logits_are_not(case, soft):
     labels = distributions(x, labels) if soft else labels
 
     @jax.jit
-    def loss_and_slope(value):
-        loss, pull = jax.vjp(lambda x: SOFTMAX[case](x, labels, **{case.parameter: value}), x)
-        return loss, *pull(jnp.ones_like(loss))
+    def of_value(value):
+        return loss_and_slopes(lambda x: SOFTMAX[case](x, labels, **{case.parameter: value}), x)
 
     for value in case.valid:
-        for out in loss_and_slope(np.float32(value)):
+        for out in of_value(np.float32(value)):
             assert np.isfinite(out).all()

@@ -163,14 +163,14 @@ def test_a_closed_form_balances_the_slopes_of_its_loss(classes):
     zeros = np.zeros(20, int)
 
     def expected(logits, shares, loss):
-        of_each = [loss.of(logits, np.full(20, c, np.int32)) for c in range(classes)]
-        return (shares.T * jnp.stack(of_each)).sum()
+        of_class = jax.vmap(lambda c: loss.of(logits, jnp.full(20, c)))
+        return (shares.T * of_class(jnp.arange(classes))).sum()
 
     for name, loss in table.items():
         assert (loss.posterior is None) == name.startswith(
             ("hard", "Su", "reduced", "focal star", "logit")
         )
-        if loss.posterior is not None:
+        if name.endswith(("weights", "balanced", "K=2", "Poly-1")):  # a kind each
             shares = np.exp(scores.log_probabilities(zeros, np.asarray(loss.posterior(logits))))
             slope = partial(jax.jit(jax.grad(partial(expected, loss=loss))), logits)
             np.testing.assert_allclose(slope(shares), 0, atol=1e-5, err_msg=name)

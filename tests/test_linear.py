@@ -51,12 +51,12 @@ def assert_same(found, expected, **tolerance):
         np.testing.assert_allclose(one, other, **tolerance)
 
 
-SHAPES = [(5, 3, 7), (9, 4, 300), (1, 2, 1), (7, 5, 256), (3, 4, 129), (1, 1, 2)]
+SHAPES = [(9, 4, 300), (1, 2, 1), (7, 5, 256), (3, 4, 129)]
 
 
 @pytest.mark.parametrize(
     ("shape", "options"),
-    [*((shape, {}) for shape in SHAPES), (SHAPES[1], {"gamma": 0.0}), (SHAPES[1], {"loss": poly1})],
+    [*((shape, {}) for shape in SHAPES), (SHAPES[0], {"gamma": 0.0}), (SHAPES[0], {"loss": poly1})],
 )
 def test_is_the_loss_at_the_logits(shape, options, float64):
     arrays, ids = data(*shape)

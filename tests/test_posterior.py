@@ -27,7 +27,7 @@ from focaljax import (
     softmax_soft_truncation_loss,
 )
 
-VALUES = {"gamma": (0.0, 0.5, 1.0, 2.0, 5.0), "k": (0.25, 1.0, 2.0, 3.3, 5.0)}
+VALUES = {"gamma": (0.0, 0.5, 2.0, 5.0), "k": (0.25, 2.0, 3.3, 5.0)}
 PARAMETERS = [(name, value) for name, values in VALUES.items() for value in values]
 WEIGHTS = {"gamma": reference.focal_weight, "k": reference.soft_truncation_weight}
 SIGMOID = {"gamma": sigmoid_focal_loss, "k": sigmoid_soft_truncation_loss}
