@@ -71,7 +71,9 @@ OF_IDS = Bounds(1.01, (1.3, 1.9))
 SIGMOID = [
     Case("focal, gamma 2", FOCAL, ANCHORS, "each", GAMMA_2),
     Case("focal, gamma 2, alpha .25", partial(FOCAL, alpha=0.25), ANCHORS, "each", ANY_GAMMA),
-    Case("focal, gamma 1.5", partial(FOCAL, gamma=1.5), ANCHORS, "each", ANY_GAMMA),
+    Case(
+        "focal, gamma 1.5", partial(FOCAL, gamma=1.5), ANCHORS, "each", Bounds(1.001, (1.2, 1.6))
+    ),
     Case("focal, gamma 1.7", partial(FOCAL, gamma=1.7), ANCHORS, "each"),
     Case("soft truncation, K 2", SOFT, ANCHORS, "each", Bounds(1.001, (1.2, 1.6))),
     Case(

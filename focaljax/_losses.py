@@ -15,7 +15,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from focaljax import _checks
-from focaljax._pointwise import Margin, log, margin_at, sqrt, wide
+from focaljax._pointwise import Margin, log, margin_at, over, power, wide
 
 _Number = float | jax.Array
 
@@ -110,10 +110,8 @@ def asymmetric(
 ) -> jax.Array:
     of_positive = of_weight(_power_of(at.q, gamma_positive)) * -at.log_p
     shifted = jnp.maximum(at.p - number(margin), 0)
-    # of 1 - shifted, whose digits near 0 are those of q
-    of_large = jnp.where(number(margin) == 0, at.log_q, log(at.q + number(margin)))
-    is_large = shifted > 0.5
-    log_rest = jnp.where(is_large, of_large, jnp.log1p(-jnp.where(is_large, 0.0, shifted)))
+    rest = at.q + number(margin)  # where shifted is not 0, 1 - shifted with the digits of q
+    log_rest = jnp.where(number(margin) == 0, at.log_q, -jnp.log1p(over(shifted, rest)))
     of_negative = of_weight(_power_of(shifted, gamma_negative)) * -log_rest
     return label * of_positive + (1 - label) * of_negative
 
@@ -135,7 +133,7 @@ def smoothed_focal(
 
 def focal_weight(at: Margin, gamma: _Number) -> jax.Array:
     """The modulating factor (1 - p)^gamma."""
-    return _power(at.q, gamma) if isinstance(gamma, float) else jnp.exp(gamma * at.log_q)
+    return power(at.q, gamma) if isinstance(gamma, float) else jnp.exp(gamma * at.log_q)
 
 
 def soft_truncation_weight(at: Margin, k: _Number) -> jax.Array:
@@ -162,22 +160,18 @@ def number(parameter: _Number) -> _Number:
 def _power_of(base: jax.Array, exponent: _Number) -> jax.Array:
     """A power of a number in [0, 1], 0 ** 0 is 1."""
     if isinstance(exponent, float) and exponent <= 16 and 2 * exponent == round(2 * exponent):
-        return _power(base, exponent)
+        return power(base, exponent)
     return jnp.exp(number(exponent) * log(base))
-
-
-def _power(base: jax.Array, exponent: float) -> jax.Array:
-    whole, half = divmod(exponent, 1)
-    power = lax.integer_pow(base, int(whole))
-    return power * sqrt(base) if half else power
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 @partial(jax.jit, static_argnums=(0,))
-def _sigmoids(power: float | None, at: Margin, k: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """sigmoid(k z) and sigmoid(-k z), with k as the power where it is a float."""
-    if power is not None:
-        p, q = _power(at.p, power), _power(at.q, power)
+def _sigmoids(
+    exponent: float | None, at: Margin, k: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """sigmoid(k z) and sigmoid(-k z), with k as the exponent where it is a float."""
+    if exponent is not None:
+        p, q = power(at.p, exponent), power(at.q, exponent)
         scale = 1 / (p + q)
         return p * scale, q * scale
     assert k is not None
@@ -190,13 +184,13 @@ def _sigmoids(power: float | None, at: Margin, k: jax.Array | None) -> tuple[jax
 
 @_sigmoids.defjvp
 def _sigmoids_jvp(
-    power: float | None,
+    exponent: float | None,
     primals: tuple[Margin, Any],
     tangents: tuple[Margin, Any],
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     (at, k), (by, by_k) = primals, tangents
-    p, q = _sigmoids(power, *primals)
-    slope = p * q * (k * by.z + at.z * by_k if power is None else number(power) * by.z)
+    p, q = _sigmoids(exponent, *primals)
+    slope = p * q * (k * by.z + at.z * by_k if exponent is None else number(exponent) * by.z)
     return (p, q), (slope, -slope)
 
 

@@ -36,7 +36,7 @@ class Margin(NamedTuple):
     def tangent(self, by_log_p: jax.Array) -> "Margin":
         """How all of it moves as log(p) moves."""
         by_p = self.p * by_log_p
-        return Margin(_over(by_log_p, self.q), by_p, -by_p, by_log_p, -_over(by_p, self.q))
+        return Margin(over(by_log_p, self.q), by_p, -by_p, by_log_p, -over(by_p, self.q))
 
 
 def wide(dtype: jnp.dtype) -> jnp.dtype:
@@ -82,31 +82,39 @@ def _log1p(e: jax.Array) -> jax.Array:
     return e * ratio
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def power(p: jax.Array, exponent: float) -> jax.Array:
+    """A probability to a multiple of one half. The slope of its root at 0 is finite."""
+    whole, half = divmod(exponent, 1)
+    result = lax.integer_pow(p, int(whole))
+    return result * jnp.sqrt(p) if half else result
+
+
+@power.defjvp
+def _power_jvp(
+    exponent: float, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (p,), (by,) = primals, tangents
+    result = power(p, exponent)
+    if exponent == 0.5:
+        return result, 0.5 * over(by, result)
+    # a Python number, which takes any dtype
+    return result, float(exponent) * power(p, max(exponent - 1, 0)) * by
+
+
 @jax.custom_jvp
-def sqrt(p: jax.Array) -> jax.Array:
-    """The root of a probability, whose slope at 0 is finite, so that 0 times it is 0."""
-    return jnp.sqrt(p)
-
-
-@sqrt.defjvp
-def _sqrt_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    root = sqrt(*primals)
-    return root, 0.5 * _over(*tangents, root)
-
-
-@jax.custom_jvp
-def _over(part: jax.Array, p: jax.Array) -> jax.Array:
+def over(part: jax.Array, p: jax.Array) -> jax.Array:
     """The ratio, whose derivatives overflow no sooner than they must."""
     # so far above the smallest number that a small multiple of the ratio is finite
     return part / jnp.maximum(p, 1024 * jnp.finfo(p.dtype).tiny)
 
 
-@_over.defjvp
+@over.defjvp
 def _over_jvp(
     primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    ratio = _over(*primals)
-    return ratio, _over(tangents[0] - ratio * tangents[1], primals[1])
+    ratio = over(*primals)
+    return ratio, over(tangents[0] - ratio * tangents[1], primals[1])
 
 
 @jax.custom_jvp
@@ -115,7 +123,7 @@ def log(p: jax.Array) -> jax.Array:
     return jnp.log(jnp.maximum(p, jnp.finfo(p.dtype).tiny))
 
 
-log.defjvp(lambda primals, tangents: (log(*primals), _over(*tangents, *primals)))
+log.defjvp(lambda primals, tangents: (log(*primals), over(*tangents, *primals)))
 
 
 def one_visit(loss: Callable[..., jax.Array], z: jax.Array, *others: jax.Array) -> jax.Array:
