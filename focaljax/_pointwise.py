@@ -96,10 +96,11 @@ def _power_jvp(
 ) -> tuple[jax.Array, jax.Array]:
     (p,), (by,) = primals, tangents
     result = power(p, exponent)
+    if exponent == 0:
+        return result, jnp.zeros_like(p)
     if exponent == 0.5:
         return result, 0.5 * over(by, result)
-    # a Python number, which takes any dtype
-    return result, float(exponent) * power(p, max(exponent - 1, 0)) * by
+    return result, float(exponent) * power(p, exponent - 1) * by  # numpy's would widen it
 
 
 @jax.custom_jvp
