@@ -100,7 +100,8 @@ def _power_jvp(
         return result, jnp.zeros_like(p)
     if exponent == 0.5:
         return result, 0.5 * over(by, result)
-    return result, float(exponent) * power(p, exponent - 1) * by  # numpy's would widen it
+    # a Python number takes any dtype, one of NumPy's does not
+    return result, float(exponent) * power(p, exponent - 1) * by
 
 
 @jax.custom_jvp
